@@ -1,0 +1,55 @@
+"""Brightness: multiply intensities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from qinjing.data.transforms.transform import change_rows, interval, per_sample, probability
+
+
+@dataclass(frozen=True)
+class BrightnessParameters:
+    """Per sample: whether, and the factor; each `(B,)`."""
+
+    applied: np.ndarray
+    factor: np.ndarray
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Multiply all intensities of a sample by one factor, as another scanner's gain would.
+
+    Args:
+        factor: range of the factor, drawn uniformly; 1 changes nothing.
+        probability: for each sample.
+
+    Raises:
+        ConfigError: a negative factor, or a probability outside 0 to 1.
+    """
+
+    factor: tuple[float, float] = (0.75, 1.25)
+    probability: float = 0.15
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", interval("factor", self.factor, low=0.0, high=1e3))
+        object.__setattr__(self, "probability", probability("probability", self.probability))
+
+    def draw(self, rng: np.random.Generator, batch: int) -> BrightnessParameters:
+        """Draw whether and how much."""
+        return BrightnessParameters(
+            applied=rng.random(batch) < self.probability,
+            factor=rng.uniform(*self.factor, batch),
+        )
+
+    def apply(
+        self, image: Tensor, label: Tensor, parameters: BrightnessParameters
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply the drawn samples; the label stays."""
+
+        def scale(x: Tensor, rows: np.ndarray) -> Tensor:
+            return x * per_sample(parameters.factor[rows], x)
+
+        return change_rows(image, parameters.applied, scale), label
