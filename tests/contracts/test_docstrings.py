@@ -11,7 +11,7 @@ from tests.contracts.source import PACKAGE, modules, public_definitions, tree
 SOURCED_ROOMS = ("nets", "losses", "metrics")
 # arXiv:2011.12345, 10.1016/j.media.2020, "DICOM PS3.3 C.8", or a URL of a standard.
 SOURCE = re.compile(
-    r"^\s*Source:\s*\S.*(arXiv|10\.\d{4,}/|PS3\.\d+|ISO|https?://|doi|ISBN)", re.M | re.I
+    r"^\s*Source:.*(arXiv|10\.\d{4,}/|PS3\.\d+|ISO|https?://|doi|ISBN)", re.M | re.I
 )
 # "(B, C, D, H, W)", "(D, H, W)", "(N, 3)".
 SHAPE = re.compile(r"\((?:[A-Z][\w·*/+ ]*|\d+|\.\.\.)(?:, ?(?:[A-Z][\w·*/+ ]*|\d+|\.\.\.))+,?\)")

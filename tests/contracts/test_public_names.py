@@ -1,4 +1,4 @@
-"""The names that others build on, listed once: a new or a lost one is a decision, not an accident."""
+"""The names that others build on, listed once: a new or a lost one is a decision."""
 
 from __future__ import annotations
 
