@@ -1,0 +1,32 @@
+"""Append and check statements of what was done: in-toto statements, signed and chained.
+
+A folder's record is `evidence.jsonl`. Each line is a DSSE envelope around an in-toto Statement v1,
+signed with Ed25519. A statement names its outputs (`subject`), inputs, configuration and code by
+SHA-256, and the SHA-256 of the line before it. `evidence.head.json`, signed too, holds the number
+of lines and the last line's digest.
+
+What is found: any changed, added or missing byte of the record or of a file that it names, and
+lines cut from its end. What cannot be found from the folder alone: a record and its head both put
+back to an earlier state, and a whole record made anew with another key. Keep the head's digest, or
+pass `trusted_key`, where that matters.
+
+Names are kept few so that they name no patient. An input has the role that the caller gives it
+("dataset"), its place only when it lies within the parent of the evidence folder, and a folder's
+content goes in as one digest. Outputs keep their relative paths, which hold case ids: those are
+pseudonyms by policy. Paths inside a configuration are cut to their last part.
+"""
+
+from qinjing.evidence.envelope import load_private_key, private_key_path
+from qinjing.evidence.record import append, digest
+from qinjing.evidence.verify import EvidenceFault, Statement, VerifyResult, verify
+
+__all__ = [
+    "EvidenceFault",
+    "Statement",
+    "VerifyResult",
+    "append",
+    "digest",
+    "load_private_key",
+    "private_key_path",
+    "verify",
+]
