@@ -46,7 +46,8 @@ ASSUMPTIONS = [
     "break_even_steps says how few steps would bring the ratio down to the bar.",
     "The curve is pseudo Dice (pooled over validation patches, single pass); ours is the mean over "
     "the 40 whole cases.",
-    "nnU-Net's validation after each epoch is left out of its time; seconds_with_validation has it.",
+    "nnU-Net's validation after each epoch is left out of its time; seconds_with_validation "
+    "has it.",
 ]
 
 
@@ -96,8 +97,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_split(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return fold 0 of the split that `qinjing train --seed SEED` makes of these cases."""
-    from qinjing.data.layouts import open_dataset
     from qinjing.data.splits import make_splits
+
+    from qinjing.data.layouts import open_dataset
 
     dataset = open_dataset(options.input)
     options.dataset = dataset
@@ -209,8 +211,8 @@ def measure_ours(options: argparse.Namespace, split: dict[str, list[str]]) -> di
     while True:
         ended = process.poll() is not None
         clock = time.perf_counter() - started
-        for line in validation_lines(log)[len(validations) :]:
-            validations.append({"seconds": clock, **line})
+        new = validation_lines(log)[len(validations) :]
+        validations += [{"seconds": clock, **line} for line in new]
         if ended:
             break
         time.sleep(0.1)
@@ -241,11 +243,8 @@ def validation_lines(log: Path) -> list[dict[str, float]]:
     """Return step, mean Dice and number of cases of every validation line written so far."""
     if not log.exists():
         return []
-    found = []
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and '"validation"' in line:
-            found.append(json.loads(line))
-    return found
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(x) for x in lines if x.endswith("\n") and '"validation"' in x]
 
 
 def count_dice(dataset: Any, case_ids: list[str], predictions: Path) -> float:
