@@ -1,0 +1,123 @@
+"""Folds of cases that never part a patient, kept as nnU-Net's splits_final.json."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from qinjing.config import read_json, write_json
+from qinjing.data.case import Case
+from qinjing.errors import ConfigError
+
+
+class Split(TypedDict):
+    """One fold: case ids to train on and to validate on."""
+
+    train: list[str]
+    val: list[str]
+
+
+def make_splits(cases: Iterable[Case], folds: int = 5, seed: int = 12345) -> list[Split]:
+    """Deal the cases to folds by patient, so that every case is validated once.
+
+    Within a group the folds' numbers of patients differ by at most one, and so do they in all.
+
+    Args:
+        cases: of one data set.
+        folds: how many, at least 2 and at most the number of patients.
+        seed: of the shuffle; the same cases and seed give the same folds in any order of cases.
+
+    Raises:
+        ConfigError: more folds than patients, or fewer than 2.
+    """
+    by_patient: dict[str, list[Case]] = defaultdict(list)
+    for case in sorted(cases, key=lambda case: case.case_id):
+        by_patient[case.patient_id].append(case)
+    if not 2 <= folds <= len(by_patient):
+        raise ConfigError("folds", f"from 2 to the number of patients, {len(by_patient)}", folds)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for patient, own in sorted(by_patient.items()):
+        strata["+".join(sorted({case.group for case in own}))].append(patient)
+    rng = np.random.default_rng(seed)
+    validated: list[list[str]] = [[] for _ in range(folds)]
+    dealt = 0  # goes on through the strata, so that the folds' totals stay level too
+    for _, patients in sorted(strata.items()):
+        for i in rng.permutation(len(patients)):
+            validated[dealt % folds] += [case.case_id for case in by_patient[patients[i]]]
+            dealt += 1
+    every = sorted(case_id for fold in validated for case_id in fold)
+    return [{"train": sorted(set(every) - set(fold)), "val": sorted(fold)} for fold in validated]
+
+
+def write_splits(path: str | Path, splits: Sequence[Split]) -> None:
+    """Write splits_final.json in nnU-Net's form, whole or not at all."""
+    write_json(path, list(splits))
+
+
+def read_splits(path: str | Path, cases: Iterable[Case] | None = None) -> list[Split]:
+    """Read splits_final.json and check it.
+
+    Args:
+        path: the file.
+        cases: the data set's; with them, ids are checked to exist and patients to stay whole.
+
+    Raises:
+        FormatError: not JSON.
+        ConfigError: not a list of {"train", "val"}, a case twice or unknown, a patient on both
+            sides.
+    """
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise ConfigError("splits", "a list of at least one fold", repr(content), where=path)
+    splits = [_read_fold(fold, f"fold {k}", path) for k, fold in enumerate(content)]
+    if cases is not None:
+        for _, error in split_faults(splits, cases, path):
+            raise error
+    return splits
+
+
+def _read_fold(fold: Any, name: str, path: str | Path) -> Split:
+    if not isinstance(fold, dict):
+        raise ConfigError(name, 'an object with "train" and "val"', repr(fold), where=path)
+    sides = {}
+    for side in ("train", "val"):
+        ids = fold.get(side)
+        if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
+            raise ConfigError(f"{name}, {side}", "a list of case ids", repr(ids), where=path)
+        sides[side] = ids
+    twice = [i for i, n in Counter(sides["train"] + sides["val"]).items() if n > 1]
+    if twice:
+        raise ConfigError(f"{name}, each case", "listed once", twice[0], where=path)
+    return {"train": sides["train"], "val": sides["val"]}
+
+
+def split_faults(
+    splits: Sequence[Split], cases: Iterable[Case], where: str | Path | None = None
+) -> list[tuple[str, ConfigError]]:
+    """List (case id, refusal) of ids that are not in the data set and of patients on both sides.
+
+    Args:
+        splits: as read.
+        cases: the data set's.
+        where: the file that the splits come from, for the sentence.
+    """
+    patient_of = {case.case_id: case.patient_id for case in cases}
+    faults: list[tuple[str, ConfigError]] = []
+    for k, fold in enumerate(splits):
+        for case_id in (*fold["train"], *fold["val"]):
+            if case_id not in patient_of:
+                error = ConfigError(f"fold {k}, case", "in the data set", case_id, where=where)
+                faults.append((case_id, error))
+        trained = {patient_of[i]: i for i in fold["train"] if i in patient_of}
+        for case_id in fold["val"]:
+            patient = patient_of.get(case_id)
+            if patient in trained:
+                name = f"fold {k}, patient {patient}"
+                got = f"{trained[patient]} in train and {case_id} in val"
+                error = ConfigError(name, "on one side only", got, where=where)
+                faults.append((case_id, error))
+    return faults
