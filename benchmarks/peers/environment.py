@@ -21,14 +21,13 @@ def ensure(folder: Path, package: str, release: str) -> Path:
     ask = f"from importlib.metadata import version; print(version({package!r}))"
     found = subprocess.run([str(python), "-c", ask], capture_output=True, text=True)
     if found.returncode or found.stdout.strip() != release:
-        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
-        constraint = {"PIP_CONSTRAINT": str(PROJECT / "constraints.txt")}
-        subprocess.run(
-            [*pip, f"{package}=={release}"],
-            check=True,
-            env={**os.environ, **constraint},
-            stdout=sys.stderr,
-        )
+        install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
+        constraints = PROJECT / "constraints.txt"
+        torch = constraints.read_text(encoding="utf-8").split("torch==")[1].split()[0]
+        pip = {"env": {**os.environ, "PIP_CONSTRAINT": str(constraints)}, "stdout": sys.stderr}
+        # The CPU build where the index has one: it saves gigabytes. Else the package takes its own.
+        subprocess.run([*install, f"torch=={torch}+cpu"], stderr=subprocess.DEVNULL, **pip)
+        subprocess.run([*install, f"{package}=={release}"], check=True, **pip)
     return python
 
 
