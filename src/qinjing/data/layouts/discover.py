@@ -38,12 +38,15 @@ def label_values(voxels: np.ndarray) -> np.ndarray:
     Args:
         voxels: any shape and numeric type; counting replaces sorting for small integers.
     """
-    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2:
-        low = int(voxels.min())
-        counts = np.bincount(voxels.reshape(-1).astype(np.int32) - low)
-        return (np.flatnonzero(counts) + low).astype(np.int64)
-    # One voxel per run of equal neighbours is enough to know the values, and far fewer to sort.
     flat = voxels.reshape(-1)
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2:
+        low, high = int(flat.min()), int(flat.max())
+        counts = np.zeros(high - low + 1, np.int64)
+        for start in range(0, len(flat), 1 << 20):  # a piece at a time: bincount works in 64 bits
+            piece = flat[start : start + (1 << 20)].astype(np.int64) - low
+            counts += np.bincount(piece, minlength=len(counts))
+        return np.flatnonzero(counts) + low
+    # One voxel per run of equal neighbours is enough to know the values, and far fewer to sort.
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.unique(flat[np.concatenate([[0], changes])])
 
