@@ -1,0 +1,73 @@
+"""Fill the reference pages from the code itself, so that they cannot fall behind it.
+
+`<!-- commands -->` becomes the help of every command, `<!-- table: NETS -->` the names of a
+registry with the first sentence of each entry's docstring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+TABLES = {
+    "NETS": "qinjing.nets",
+    "LOSSES": "qinjing.losses",
+    "LAYOUTS": "qinjing.data.layouts",
+    "READERS": "qinjing.data.readers",
+    "TRANSFORMS": "qinjing.data.transforms",
+    "RECIPES": "qinjing.recipes",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put generated text in place of the comments (an event of MkDocs)."""
+    markdown = re.sub(r"<!-- table: (\w+) -->", lambda m: table(m[1]), markdown)
+    return markdown.replace("<!-- commands -->", commands()) if "<!-- com" in markdown else markdown
+
+
+def entries(name: str) -> dict[str, Any]:
+    """The entries of one registry, by name."""
+    found = getattr(import_module(TABLES[name]), name)
+    return dict(found) if isinstance(found, Mapping) else {entry.name: entry for entry in found}
+
+
+def first_sentence(entry: Any) -> str:
+    """What an entry is, from its docstring."""
+    if hasattr(entry, "suffixes"):
+        return ", ".join(f"`*{suffix}`" for suffix in entry.suffixes)
+    text = inspect.getdoc(entry) or ""
+    return " ".join(re.split(r"\n\s*\n", text)[0].split())
+
+
+def table(name: str) -> str:
+    """One registry as a table in Markdown."""
+    rows = [f"| `{key}` | {first_sentence(entry)} |" for key, entry in entries(name).items()]
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def commands() -> str:
+    """The help of every command, one section each."""
+    from qinjing.cli.arguments import build
+    from qinjing.cli.commands import COMMANDS
+
+    parser = build(COMMANDS)
+    return "\n\n".join(
+        f"## qinjing {words}\n\n```text\n{_help(parser, words.split())}\n```" for words in COMMANDS
+    )
+
+
+def _help(parser: argparse.ArgumentParser, words: list[str]) -> str:
+    for word in words:
+        (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = action.choices[word]
+    # The width of the reader's terminal must not decide what the page looks like.
+    parser.formatter_class = _narrow(parser.formatter_class)
+    return parser.format_help().strip()
+
+
+def _narrow(kind: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda prog: kind(prog, width=96)

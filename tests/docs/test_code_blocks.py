@@ -1,0 +1,79 @@
+"""Every block of bash and Python in the documentation runs, page by page, in an empty folder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import GIVEN, PROJECT, REASONS, Page, all_pages, read_page, run_block
+
+PAGES = [page for page in all_pages() if page.blocks]
+NOT_RUN_AT_MOST = 6
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of ten generated scans."""
+    from qinjing.physics.phantom import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("given") / "phantom", cases=10, seed=1)
+
+
+@pytest.fixture(scope="session")
+def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: five folds of a few seconds each."""
+    folder = tmp_path_factory.mktemp("given") / "run"
+    command = ["train", "-i", str(phantom), "-o", str(folder), "--budget", "8s", "--fold", "0"]
+    run = subprocess.run(
+        [sys.executable, "-m", "qinjing", *command], capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.slow else [])
+        for page in PAGES
+    ],
+)
+def test_page_runs(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for what, name in page.given:
+        source = request.getfixturevalue({"phantom": "phantom", "run": "trained"}[what])
+        shutil.copytree(source, tmp_path / name)
+    for block in page.blocks:
+        if block.not_run:
+            continue
+        run = run_block(block, tmp_path)
+        said = f"{page.name}:{block.line}\n{block.code}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+        assert run.returncode == 0, said
+
+
+def test_blocks_are_left_out_for_few_reasons_and_seldom() -> None:
+    left_out = [(p.name, b.line, b.not_run) for p in PAGES for b in p.blocks if b.not_run]
+    assert all(str(why).split(":")[0].split(",")[0] in REASONS for _, _, why in left_out), left_out
+    assert len(left_out) <= NOT_RUN_AT_MOST, left_out
+    assert all(what in GIVEN for page in PAGES for what, _ in page.given)
+
+
+def test_a_broken_block_fails_and_comments_are_understood(tmp_path: Path) -> None:
+    path = PROJECT / "docs" / "not-written.md"
+    text = (
+        "<!-- given: phantom as my_scans -->\n```bash\nfalse | true\n```\n\n"
+        "<!-- not run: network -->\n```bash\ncurl nowhere\n```\n"
+        "1. a list\n\n    ```python\n    print('in a list')\n    ```\n```text\nnot code\n```\n"
+    )
+    copy = tmp_path / path.name
+    copy.write_text(text, encoding="utf-8")
+    page = read_page(copy)
+    assert [(b.language, b.line, b.not_run) for b in page.blocks] == [
+        ("bash", 2, None), ("bash", 7, "network"), ("python", 12, None),
+    ]  # fmt: skip
+    assert page.given == (("phantom", "my_scans"),)
+    assert run_block(page.blocks[0], tmp_path).returncode != 0
+    assert run_block(page.blocks[2], tmp_path).stdout == "in a list\n"
