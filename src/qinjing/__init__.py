@@ -1,8 +1,58 @@
-"""Qinjing turns annotated scans into a deployed imaging model and leaves evidence of every step.
+"""Qinjing turns a hospital's annotated scans into a deployed imaging model, with evidence.
 
-The rooms are imported by name (`import qinjing.nets`), so that `import qinjing` costs nothing.
+The public names live in the rooms; each is fetched at its first use, so that `import qinjing`
+costs nothing.
 """
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import Any
 
+__all__ = [
+    "Case",
+    "Dataset",
+    "InputError",
+    "QinjingError",
+    "TrainConfig",
+    "Volume",
+    "__version__",
+    "check_dataset",
+    "compare_files",
+    "evaluate_files",
+    "open_dataset",
+    "plan_dataset",
+    "predict_folder",
+    "read_volume",
+    "train",
+    "verify",
+    "write_report",
+]
 __version__ = "0.1.0"
+
+_ROOM = {
+    "Case": "data.case",
+    "Dataset": "data.case",
+    "InputError": "errors",
+    "QinjingError": "errors",
+    "TrainConfig": "tasks.segment",
+    "Volume": "volume",
+    "check_dataset": "data.check",
+    "compare_files": "report.compare",
+    "evaluate_files": "report.evaluate",
+    "open_dataset": "data.layouts",
+    "plan_dataset": "tasks.segment",
+    "predict_folder": "tasks.predict",
+    "read_volume": "data.readers",
+    "train": "tasks.segment",
+    "verify": "evidence",
+    "write_report": "report.html",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

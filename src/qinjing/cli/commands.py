@@ -1,0 +1,383 @@
+"""One frozen dataclass per command; each `run()` is one library call, imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qinjing.cli import show
+from qinjing.cli.arguments import Command, argument, at_least, fold, seconds
+from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.record import DATASET, output_argument, record, refused
+
+
+@dataclass(frozen=True)
+class Plan(Command):
+    """Measure a data set and plan its training: sizes, memory and time, before anything starts."""
+
+    dataset: Path = field(metadata=DATASET)
+    output: Path = field(metadata=output_argument("FILE", "plan.json to write"))
+    budget_s: float | None = field(
+        default=None,
+        metadata=argument(
+            "--budget", metavar="TIME", parse=seconds, help="90s, 14m or 2h of training"
+        ),
+    )
+    net: str | None = field(
+        default=None,
+        metadata=argument(
+            "--net", metavar="NET", help="a net of `qinjing info` instead of the planned one"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Plan; the plan."""
+        from qinjing.config import write_json
+        from qinjing.tasks.segment import plan_dataset
+
+        plan = plan_dataset(self.dataset, budget_s=self.budget_s, net=self.net)
+        write_json(self.output, plan)
+        record(self, "plan", {"dataset": self.dataset}, [self.output])
+        content: dict[str, Any] = show.plain(plan)
+        return content | {"output": str(self.output)}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The plan, one line a field."""
+        return show.pairs(result)
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train a model on a data set, within a time budget if one is given."""
+
+    dataset: Path = field(metadata=DATASET)
+    output: Path = field(metadata=output_argument("RUN", "folder for the model and its records"))
+    budget_s: float | None = field(
+        default=None,
+        metadata=argument(
+            "--budget", metavar="TIME", parse=seconds, help="90s, 14m or 2h, all folds"
+        ),
+    )
+    fold: int | str = field(
+        default=0,
+        metadata=argument("--fold", metavar="K", parse=fold, help="fold to validate on, or all"),
+    )
+    net: str | None = field(
+        default=None, metadata=argument("--net", metavar="NET", help="see `qinjing info`")
+    )
+    loss: str | None = field(
+        default=None, metadata=argument("--loss", metavar="LOSS", help="see `qinjing info`")
+    )
+    seed: int = field(
+        default=0,
+        metadata=argument(
+            "--seed", metavar="S", parse=at_least(0, "--seed"), help="of all that is drawn"
+        ),
+    )
+    resume: bool = field(
+        default=False, metadata=argument("--resume", help="go on from the last checkpoint")
+    )
+    recipe: str | None = field(
+        default=None, metadata=argument("--recipe", metavar="NAME", help="a published set-up")
+    )
+    splits: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--splits", metavar="FILE", there=True, help="a splits_final.json to keep to"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Train; what was reached. The library leaves the evidence."""
+        from qinjing.tasks.segment import TrainConfig, train
+
+        return dict(
+            train(
+                TrainConfig(
+                    dataset=self.dataset,
+                    output=self.output,
+                    budget_s=self.budget_s,
+                    fold=self.fold,
+                    net=self.net,
+                    loss=self.loss,
+                    seed=self.seed,
+                    resume=self.resume,
+                    recipe=self.recipe,
+                    splits=self.splits,
+                )
+            )
+        )
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """What was reached."""
+        return show.pairs(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each case that could not be trained on."""
+        return refused(result)
+
+    def after_stop(self) -> str:
+        """How to go on after Ctrl-C."""
+        return f"the checkpoint in {self.output} resumes: give the same command with --resume"
+
+
+@dataclass(frozen=True)
+class Predict(Command):
+    """Segment one file or a folder; each output has its input's stem and grid."""
+
+    model: Path = field(
+        metadata=argument("-m", "--model", metavar="RUN", there=True, help="what `train -o` made")
+    )
+    source: Path = field(
+        metadata=argument(
+            "-i", "--input", metavar="FILE_OR_FOLDER", there=True, help="scans to segment"
+        )
+    )
+    output: Path = field(metadata=output_argument("FOLDER", "where the label maps go"))
+    flips: bool = field(
+        default=False, metadata=argument("--flips", help="average over mirrored copies: slower")
+    )
+    confidence: bool = field(
+        default=False, metadata=argument("--confidence", help="write confidence maps as well")
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Predict; outputs and refusals."""
+        from qinjing.tasks.predict import predict_folder
+
+        result = predict_folder(
+            self.model, self.source, self.output, flips=self.flips, confidence=self.confidence
+        )
+        inputs = {
+            f"model/{path.relative_to(self.model).as_posix()}": path
+            for pattern in ("*.json", "fold_*/model.json", "fold_*/weights.safetensors")
+            for path in sorted(self.model.glob(pattern))
+            if path.name != "evidence.head.json"
+        }
+        record(
+            self,
+            "predict",
+            {**inputs, "images": self.source},
+            [Path(path) for path in result["outputs"]],
+        )
+        return dict(result)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """How many were written where."""
+        return show.pairs(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each file that could not be segmented."""
+        return refused(result)
+
+
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """Measure predictions against reference labels: overlap, surface, volume, calibration."""
+
+    predictions: Path = field(
+        metadata=argument(
+            "-i", "--input", metavar="PREDICTIONS", there=True, help="folder of label maps"
+        )
+    )
+    reference: Path = field(
+        metadata=argument(
+            "-r",
+            "--reference",
+            metavar="LABELS",
+            there=True,
+            help="folder of labels, or a data set",
+        )
+    )
+    output: Path = field(metadata=output_argument("FILE", "metrics.json to write"))
+    tolerance_mm: float = field(
+        default=1.0,
+        metadata=argument(
+            "--tolerance-mm",
+            metavar="MM",
+            parse=at_least(0, "--tolerance-mm", float),
+            help="surface distance that counts as touching",
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Measure; the content of metrics.json."""
+        from qinjing.report.evaluate import evaluate_files
+
+        metrics = evaluate_files(
+            self.predictions, self.reference, self.output, tolerance_mm=self.tolerance_mm
+        )
+        inputs = {"predictions": self.predictions, "reference": self.reference}
+        record(self, "evaluate", inputs, [self.output])
+        return dict(metrics)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """Mean and interval of each metric, a line a label."""
+        return show.metrics(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each case that could not be measured."""
+        return refused(result)
+
+
+@dataclass(frozen=True)
+class Compare(Command):
+    """Compare two or more metrics.json on the cases that they share, with paired tests."""
+
+    metrics: tuple[Path, ...] = field(
+        metadata=argument(metavar="METRICS", there=True, help="metrics.json files")
+    )
+    output: Path = field(metadata=output_argument("FOLDER", "where the tables go"))
+
+    def run(self) -> dict[str, Any]:
+        """Compare; the tables."""
+        from qinjing.report.compare import compare_files
+
+        result = compare_files(self.metrics, self.output)
+        inputs = {f"metrics {k}": path for k, path in enumerate(self.metrics)}
+        record(self, "compare", inputs, [self.output])
+        return dict(result)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The comparison, one line a field."""
+        return show.pairs(result)
+
+
+@dataclass(frozen=True)
+class Report(Command):
+    """Write one self-contained HTML page about a run or a metrics.json."""
+
+    source: Path = field(
+        metadata=argument(metavar="RUN_OR_METRICS", there=True, help="run folder or metrics.json")
+    )
+    output: Path = field(metadata=output_argument("FILE", "report.html to write"))
+
+    def run(self) -> dict[str, Any]:
+        """Write the page; where it lies."""
+        from qinjing.report.html import write_report
+
+        result = write_report(self.source, self.output)
+        inputs = {"source": self.source} if self.source.is_file() else {}
+        record(self, "report", inputs, [self.output])
+        return dict(result)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """Where it lies."""
+        return show.pairs(result)
+
+
+@dataclass(frozen=True)
+class Verify(Command):
+    """Walk the evidence in a folder and name every byte's file that is not as it was signed."""
+
+    folder: Path = field(
+        metadata=argument(metavar="FOLDER", there=True, help="a folder with evidence.jsonl")
+    )
+    sources: tuple[Path, ...] = field(
+        default=(),
+        metadata=argument(
+            "-i",
+            "--input",
+            metavar="SOURCE",
+            there=True,
+            help="inputs kept elsewhere, to be checked as well",
+        ),
+    )
+    trusted_key: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--key", metavar="PEM", there=True, help="the only key that may have signed"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Verify; statements, faults and warnings."""
+        from qinjing import evidence
+
+        result = evidence.verify(self.folder, trusted_key=self.trusted_key, sources=self.sources)
+        return {
+            "verified": not result.faults,
+            "statements": len(result.statements),
+            "outputs": sum(len(statement.outputs) for statement in result.statements),
+            "keys": result.key_ids,
+            "faults": [
+                {"file": f.where, "line": f.line, "message": f.message} for f in result.faults
+            ],
+            "unchecked": result.unchecked,
+            "unclaimed": result.unclaimed,
+            "notes": result.notes,
+        }
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The verdict, then warnings; the faults follow on standard error."""
+        return show.verified(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each fault."""
+        places = [f" line {f['line']}" if f["line"] else "" for f in result["faults"]]
+        faults = zip(result["faults"], places, strict=True)
+        return [f"{fault['file']}{place} {fault['message']}" for fault, place in faults]
+
+
+@dataclass(frozen=True)
+class Info(Command):
+    """List nets with parameter counts, losses, layouts, and what runs here."""
+
+    def run(self) -> dict[str, Any]:
+        """Look at the tables and at this machine."""
+        from qinjing.cli.info import describe
+
+        return describe()
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The tables."""
+        return show.info(result)
+
+
+@dataclass(frozen=True)
+class Demo(Command):
+    """Train, predict, compare and report on generated anatomy, or on your data, in minutes."""
+
+    dataset: Path | None = field(
+        default=None,
+        metadata=argument(
+            "-i", "--input", metavar="DATASET", there=True, help="instead of phantoms"
+        ),
+    )
+    output: Path = field(
+        default=Path("demo"),
+        metadata=argument("-o", "--output", metavar="FOLDER", help="where all of it goes"),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Run it; where the report is."""
+        from qinjing.demo import run_demo
+
+        return dict(run_demo(self.dataset, self.output))
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """What was reached, and where the report is."""
+        return show.pairs(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each case that was refused."""
+        return refused(result)
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "data check": DataCheck,
+    "data split": DataSplit,
+    "data fetch": DataFetch,
+    "plan": Plan,
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "report": Report,
+    "verify": Verify,
+    "info": Info,
+    "phantom": Phantom,
+    "demo": Demo,
+}

@@ -1,0 +1,52 @@
+"""What several commands share: two arguments, progress, the record they leave, refusals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qinjing.cli.arguments import Command, argument
+
+DATASET = argument("-i", "--input", metavar="DATASET", there=True, help="folder, or MONAI datalist")
+
+
+def output_argument(metavar: str, text: str) -> Mapping[str, Any]:
+    """Declare `-o`."""
+    return argument("-o", "--output", metavar=metavar, help=text)
+
+
+def record(
+    command: Command,
+    name: str,
+    inputs: Mapping[str, Path],
+    outputs: Iterable[Path],
+    basis: str = "",
+) -> None:
+    """Append to the evidence of the folder that holds what the command made."""
+    from qinjing import evidence
+
+    output: Path = command.output  # type: ignore[attr-defined]
+    folder = output if output.is_dir() else output.parent
+    evidence.append(folder, name, inputs, outputs, command, basis=basis or None)
+
+
+def refused(result: Mapping[str, Any]) -> list[str]:
+    """One sentence for each case that a batch refused."""
+    return [f"refused {item['case_id']}: {item['reason']}" for item in result.get("refused", ())]
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback of (done, in all) that draws a bar with the time left for a person."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="case", leave=False, disable=None, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

@@ -1,0 +1,322 @@
+"""The command line: fixed words, exit codes, a sentence for people, an object for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qinjing
+from qinjing import cli
+from qinjing.cli.arguments import Command, argument, parse, seconds
+from qinjing.cli.commands import COMMANDS
+from qinjing.cli.show import plain, table
+from qinjing.errors import ConfigError, InputError
+
+FIXED_WORDS = [
+    "data check -i D",
+    "data fetch Task04_Hippocampus -o F",
+    "data split -i D -o splits_final.json --folds 5 --seed 1",
+    "plan -i D -o plan.json --budget 10m",
+    "train -i D -o RUN --budget 14m --fold all --net N --loss L --seed 3 --resume",
+    "train -i D -o RUN --fold 2",
+    "predict -m RUN -i case.nii.gz -o F --flips --confidence",
+    "evaluate -i P -r L -o metrics.json --tolerance-mm 1",
+    "compare a/metrics.json b/metrics.json -o F",
+    "report RUN -o report.html",
+    "verify F",
+    "info",
+    "phantom -o F --cases 24 --seed 0",
+    "demo",
+    "demo -i D -o demo",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path_factory.mktemp("key") / "key.pem"
+    monkeypatch.setenv("QINJING_EVIDENCE_KEY", str(path))
+    return path
+
+
+def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qinjing", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@dataclass(frozen=True)
+class Doing(Command):
+    """A command that does what the test gives it."""
+
+    output: Path = field(metadata=argument("-o", "--output", metavar="O", help="folder"))
+    do: Callable[[], Mapping[str, Any]] = field(default=dict, metadata=argument("--do", help="-"))
+
+    def run(self) -> dict[str, Any]:
+        return dict(self.do())
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        return f"text of {sorted(result)}"
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        return list(result.get("refused", ()))
+
+    def after_stop(self) -> str:
+        return "it resumes"
+
+
+@pytest.fixture
+def doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `main` on a command whose `run` is the function given."""
+
+    def call(do: Callable[[], Any], *more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli, "parse", lambda words, commands: Doing(tmp_path, do))
+        code = cli.main(["doing", *more])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize("line", FIXED_WORDS)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_fixed_words_are_understood(line: str, as_json: bool) -> None:
+    command = parse([*line.split(), *["--json"] * as_json], COMMANDS)
+    name = " ".join(line.split()[:2])
+    assert type(command) is COMMANDS.get(name, COMMANDS.get(line.split()[0]))
+
+
+def test_every_command_is_among_the_fixed_words() -> None:
+    assert all(any(line.startswith(name) for line in FIXED_WORDS) for name in COMMANDS)
+
+
+def test_values_reach_the_command() -> None:
+    command: Any = parse(
+        ["train", "-i", "D", "-o", "R", "--budget", "14m", "--fold", "all", "--seed", "3"], COMMANDS
+    )
+    assert (command.dataset, command.output) == (Path("D"), Path("R"))
+    assert (command.budget_s, command.fold, command.seed) == (840.0, "all", 3)
+    assert command.net is None and command.resume is False
+    command = parse(["train", "-i", "D", "-o", "R", "--fold", "2", "--resume"], COMMANDS)
+    assert command.fold == 2 and command.resume is True and command.budget_s is None
+    command = parse(["compare", "a", "b", "c", "-o", "F"], COMMANDS)
+    assert command.metrics == (Path("a"), Path("b"), Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90s", 90), ("14m", 840), ("2h", 7200), ("1.5h", 5400), ("0.5s", 0.5)]
+)
+def test_budgets(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "m", "-1m", "0s", "10 minutes", "1d", "nanm", "infh", "1e99h", "１٣x", "5M"]
+)
+def test_budgets_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="90s, 14m or 2h"):
+        seconds(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["data"], ["bogus"], ["data", "bogus"], ["train"], ["train", "-i"], ["info", "extra"],
+        ["train", "-i", ".", "-o", "x", "--budget", "5"],
+        ["train", "-i", ".", "-o", "x", "--fold", "-1"],
+        ["train", "-i", ".", "-o", "x", "--fold", "1.5"],
+        ["train", "-i", ".", "-o", "x", "--seed", "x"],
+        ["train", "-i", "", "-o", "x"], ["train", "-i", "a\0b", "-o", "x"],
+        ["train", "--bud", "5m"], ["train", "-i", "none", "-o", "x"],
+        ["phantom", "-o", "x", "--cases", "0"], ["compare", "-o", "x"],
+        ["data", "split", "-i", ".", "-o", "x", "--folds", "1"],
+        ["evaluate", "-i", ".", "-r", ".", "-o", "x", "--tolerance-mm", "nan"],
+        ["verify", "none"], ["verify", "."], ["compare", "none", "-o", "x"],
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_sentence(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("qinjing: ") and err.count("\n") == 1 and " must be " in err
+    assert cli.main([*words, "--json"]) == 2
+    out, _ = capsys.readouterr()
+    assert set(json.loads(out)) == {"error"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_text_or_one_object(doing: Callable[..., tuple[int, str, str]]) -> None:
+    assert doing(lambda: {"a": 1}) == (0, "text of ['a']\n", "")
+
+    def noisy() -> dict[str, Any]:
+        print("a library talks")
+        return {"path": Path("x"), "nan": float("nan"), "labels": {1: "liver"}}
+
+    code, out, err = doing(noisy, "--json")
+    assert code == 0 and err == "a library talks\n"
+    assert json.loads(out) == {"path": "x", "nan": None, "labels": {"1": "liver"}}
+
+
+def test_refusals_are_listed_and_make_the_exit_code(
+    doing: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, err = doing(lambda: {"done": 3, "refused": ["case_7: truncated"]}, "--json")
+    assert code == 2 and json.loads(out)["done"] == 3
+    assert err == "qinjing: case_7: truncated\n"
+
+
+def test_our_failure_names_a_log_and_shows_no_traceback(
+    doing: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("the sky\nfell")
+
+    code, out, err = doing(fail, "--json")
+    assert code == 1 and err.count("\n") == 1 and "Traceback" not in err
+    assert json.loads(out)["error"] in err
+    (log,) = tmp_path.glob("qinjing-failure-*.log")
+    assert str(log) in err
+    assert "Traceback" in log.read_text() and "the sky" in log.read_text()
+    monkeypatch.setenv("QINJING_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        doing(fail)
+
+
+def test_input_errors_and_refused_places_are_the_users(
+    doing: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    def refuse() -> None:
+        raise InputError("label", "declared", 7, where="case_3")
+
+    assert doing(refuse) == (2, "", "qinjing: label must be declared, got 7 (case_3)\n")
+
+    def write_below_a_file() -> None:
+        (tmp_path / "file").write_text("")
+        (tmp_path / "file" / "x").write_text("")
+
+    code, _, err = doing(write_below_a_file)
+    assert code == 2 and "file/x" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(doing: Callable[..., tuple[int, str, str]]) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    assert doing(stop) == (130, "", "qinjing: stopped; it resumes\n")
+
+
+def test_real_ctrl_c(tmp_path: Path) -> None:
+    words = ["phantom", "-o", str(tmp_path / "data"), "--cases", "1000"]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "qinjing", *words], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data/imagesTr/phantom*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGINT)
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert err.splitlines()[-1].startswith("qinjing: stopped") and "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    worker = subprocess.run(
+        [sys.executable, "-m", "qinjing", "--help"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert worker.stderr == "" and worker.returncode == 0
+
+
+def test_train_says_that_the_checkpoint_resumes() -> None:
+    assert "--resume" in parse(["train", "-i", "D", "-o", "RUN"], COMMANDS).after_stop()
+
+
+@pytest.mark.parametrize("words", ["", "--help", "train --help", "data check --help", "--version"])
+def test_nothing_heavy_is_imported_for_help(words: str) -> None:
+    code = (
+        "import sys, contextlib, io, qinjing\n"
+        f"words = {words.split()!r}\n"
+        "if words:\n"
+        "    from qinjing.cli import main\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main(words)\n"
+        "heavy = ('torch', 'scipy', 'monai', 'numpy', 'matplotlib', 'nibabel', 'cryptography')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    """Processor time, since wall time on a shared machine says little."""
+    before = os.times()
+    assert run("--help").returncode == 0
+    after = os.times()
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system <= 0.3
+
+
+def test_public_names_are_all_there_and_cost_nothing_until_used() -> None:
+    assert set(qinjing._ROOM) | {"__version__"} == set(qinjing.__all__)
+    assert qinjing.verify.__module__ == "qinjing.evidence.verify"
+    with pytest.raises(AttributeError):
+        _ = qinjing.nothing
+    from importlib.metadata import version
+
+    assert qinjing.__version__ == version("qinjing")
+
+
+def test_plain_and_table() -> None:
+    import numpy as np
+
+    assert plain({"a": np.float64(0.5), "b": np.array([1, 2]), "c": (None, True)}) == {
+        "a": 0.5, "b": [1, 2], "c": [None, True],
+    }  # fmt: skip
+    assert table(("name", "n"), [("a", 5), ("bcdefg", 10)]) == "name     n\na        5\nbcdefg  10"
+
+
+# The main road on small inputs ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    key = str(tmp_path_factory.mktemp("key") / "key.pem")
+    environment = {**os.environ, "QINJING_EVIDENCE_KEY": key}
+    words = ["phantom", "-o", str(folder), "--cases", "4", "--json"]
+    done = run(*words, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cases"] == 4
+    return folder
+
+
+def test_phantom_leaves_evidence_and_verify_names_a_changed_bit(
+    phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(phantoms), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["verified"] and result["outputs"] == 10 and result["unclaimed"] == []
+    victim = phantoms / "labelsTr" / "phantom_002.nii.gz"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert cli.main(["verify", str(phantoms)]) == 2
+    out, err = capsys.readouterr()
+    assert "NOT verified" in out and "labelsTr/phantom_002.nii.gz" in err and "Traceback" not in err
+    victim.write_bytes(whole)
