@@ -1,0 +1,253 @@
+"""Download a public data set from its official place: resumed, checked, unpacked whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import ipaddress
+import os
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from qinjing.errors import ConfigError, FormatError, QinjingError
+
+PIECE = 1 << 20
+TIMEOUT_S = 30.0
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies.
+
+    Attributes:
+        url: https, of a tar or zip archive whose one folder is the data set.
+        digest: "md5:…" or "sha256:…" of the archive, as its publisher gives it.
+        licence: of the data.
+        n_bytes: size of the archive, 0 where unknown.
+    """
+
+    url: str
+    digest: str
+    licence: str
+    n_bytes: int = 0
+
+
+SOURCES: dict[str, Source] = {
+    # The Medical Segmentation Decathlon in the AWS Open Data registry; digest as MONAI pins it.
+    "Task04_Hippocampus": Source(
+        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
+        digest="md5:9d24dba78a72977dbd1d2e110310f31b",
+        licence="CC-BY-SA 4.0",
+    ),
+}
+
+
+def fetch(
+    name: str,
+    folder: str | Path,
+    sources: Mapping[str, Source] = SOURCES,
+    progress: Progress | None = None,
+    attempts: int = 5,
+    wait_s: float = 1.0,
+) -> Path:
+    """Download and unpack a data set, and return its folder.
+
+    What was downloaded before an interruption is kept as ``.part`` and gone on with. The data set's
+    folder appears only when it is complete; where it is already there, nothing is done.
+
+    Args:
+        name: a key of `sources`, and the name of the folder that is made.
+        folder: where to put it.
+        sources: name → place.
+        progress: called with (bytes there, bytes in all; 0 where the server does not say).
+        attempts: in a row that bring no byte, before giving up.
+        wait_s: before the second attempt; doubled before each further one.
+
+    Raises:
+        ConfigError: no such name, or an address that is not https.
+        FormatError: the archive's digest differs, or it would write outside its folder.
+        QinjingError: the server cannot be reached, or there is no room.
+    """
+    if name not in sources:
+        raise ConfigError("data set", f"one of {', '.join(sources)}", name)
+    source, folder = sources[name], Path(folder)
+    target = folder / name
+    if target.exists():
+        return target
+    _check_address(source.url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{name}.part"
+        resumed = part.exists()
+        _download(source, part, progress, attempts, wait_s)
+        if resumed and not _matches(part, source.digest):
+            # The half from before may be of another version: once more from the start.
+            part.unlink()
+            _download(source, part, progress, attempts, wait_s)
+        if not _matches(part, source.digest):
+            got = _digest(part, source.digest.partition(":")[0])
+            part.unlink()
+            raise FormatError("archive", f"of {source.digest}", got, where=source.url,
+                              advice="fetch it again later")  # fmt: skip
+        _unpack(part, target, source.url)
+        part.unlink()
+    except OSError as error:
+        raise QinjingError(f"{name} cannot be stored: {error} ({folder})") from None
+    return target
+
+
+def _check_address(url: str) -> None:
+    """Only https, but for a server on this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        raise ConfigError("address", "https", url) from None
+    if parts.scheme == "https" and host:
+        return
+    with contextlib.suppress(ValueError):
+        if parts.scheme == "http" and ipaddress.ip_address(host).is_loopback:
+            return
+    raise ConfigError("address", "https", url)
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow a redirect only to where a request could have gone in the first place."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # fmt: skip  # noqa: E501
+        """Check the new address, then do as usual."""
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(
+    source: Source, part: Path, progress: Progress | None, attempts: int, wait_s: float
+) -> None:
+    """Fill `part` to its end, going on from its length after each break."""
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _download_once(source, part, before, progress):
+                return
+            problem = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise QinjingError(f"{source.url} answered {error.code} {error.reason}") from None
+            problem = f"{error.code} {error.reason}"
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as e:
+            problem = str(getattr(e, "reason", e))
+        gained = part.exists() and part.stat().st_size > before
+        failures = 1 if gained else failures + 1
+        if failures >= attempts:
+            raise QinjingError(
+                f"{source.url} could not be fetched after {attempts} attempts: {problem};"
+                " run the command again to go on from here"
+            )
+        time.sleep(wait_s * 2 ** (failures - 1))
+
+
+def _download_once(source: Source, part: Path, there: int, progress: Progress | None) -> bool:
+    """One request; whether the file is now complete."""
+    opener = urllib.request.build_opener(_CheckedRedirects)
+    request = urllib.request.Request(source.url, headers={"User-Agent": "qinjing"})  # noqa: S310
+    if there:
+        request.add_header("Range", f"bytes={there}-")
+    try:
+        answer = opener.open(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies beyond what we have: complete, or longer than the file and of no use.
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(there):
+            return True
+        part.unlink()
+        return False
+    with answer:
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {there}-"
+        )
+        start = there if goes_on else 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None and length.isdigit() else 0
+        with part.open("ab" if goes_on else "wb") as file:
+            size = start
+            while piece := answer.read(PIECE):
+                file.write(piece)
+                size += len(piece)
+                if progress is not None:
+                    progress(size, total)
+    return size == total or total == 0
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    if algorithm not in ("md5", "sha256"):
+        raise ConfigError("digest", "md5:… or sha256:…", algorithm)
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            hasher.update(piece)
+    return f"{algorithm}:{hasher.hexdigest()}"
+
+
+def _matches(path: Path, digest: str) -> bool:
+    return _digest(path, digest.partition(":")[0]) == digest.lower()
+
+
+def _unpack(archive: Path, target: Path, url: str) -> None:
+    """Unpack beside `target`, then rename: no half data set under the final name."""
+    temporary = target.with_name(f".partial-{os.getpid()}-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                _extract_zip(packed, temporary, url)
+        else:
+            with tarfile.open(archive) as packed_tar:
+                members = [m for m in packed_tar if not _is_clutter(m.name)]
+                packed_tar.extractall(temporary, members=members, filter="data")
+        inside = list(temporary.iterdir())
+        whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
+        whole.replace(target)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        raise FormatError("archive", "a sound tar or zip file", error, where=url) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_clutter(name: str) -> bool:
+    """Resource forks that a Mac adds to archives: ``._x`` beside each ``x``."""
+    return PurePosixPath(name).name.startswith("._")
+
+
+def _extract_zip(packed: zipfile.ZipFile, folder: Path, url: str) -> None:
+    """Extract plain files whose names stay inside the folder."""
+    for member in packed.infolist():
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+        if path.is_absolute() or ".." in path.parts or is_link:
+            raise FormatError("archive", "of files inside one folder", member.filename, where=url)
+        if member.is_dir() or _is_clutter(member.filename):
+            continue
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream: IO[bytes]
+        with packed.open(member) as stream, file.open("wb") as out:
+            shutil.copyfileobj(stream, out, PIECE)
