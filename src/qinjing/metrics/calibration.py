@@ -78,8 +78,8 @@ def expected_calibration_error(
     if not confidence.size:
         return float("nan")
     if confidence.dtype == np.uint8:  # count each of the 256 values once
-        sizes = np.bincount(confidence.reshape(-1), minlength=256)
-        rights = np.bincount(confidence[correct], minlength=256)
+        sizes = np.bincount(confidence.reshape(-1), minlength=256).astype(np.float64)
+        rights = np.bincount(confidence[correct], minlength=256).astype(np.float64)
         values = np.arange(256) / 255
     else:
         values = confidence.reshape(-1).astype(np.float64)
