@@ -42,7 +42,8 @@ def write_json(path: str | Path, content: Any) -> None:
         content = asdict(content)
     with atomic_path(path) as temporary:
         temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
         )
 
 

@@ -1,13 +1,13 @@
 """The error tree: who is at fault decides the exit code.
 
-    QinjingError                  exit 1, a failure of ours
-    └── InputError                exit 2, the user's input cannot be used
-        ├── FormatError           a file is not what its name says, or is damaged
-        ├── GeometryError         shapes, affines or grids that do not fit together
-        ├── LabelError            label values that the data set does not declare
-        ├── LayoutError           a folder that no layout recognises
-        ├── ConfigError           an option or a configuration file
-        └── EvidenceError         a record that does not verify
+QinjingError                  exit 1, a failure of ours
+└── InputError                exit 2, the user's input cannot be used
+    ├── FormatError           a file is not what its name says, or is damaged
+    ├── GeometryError         shapes, affines or grids that do not fit together
+    ├── LabelError            label values that the data set does not declare
+    ├── LayoutError           a folder that no layout recognises
+    ├── ConfigError           an option or a configuration file
+    └── EvidenceError         a record that does not verify
 """
 
 from __future__ import annotations

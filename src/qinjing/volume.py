@@ -81,7 +81,9 @@ class Volume:
             [[d, h, w, 1] for d in (0, self.shape[0] - 1) for h in (0, self.shape[1] - 1)
              for w in (0, self.shape[2] - 1)], dtype=np.float64,
         )  # fmt: skip
-        moved = float(np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max())
+        moved = float(
+            np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max()
+        )
         if moved > tolerance_mm:
             return f"affine moves a corner by {moved:.3g} mm"
         return None

@@ -1,0 +1,1 @@
+"""What enters and leaves: files, layouts, checks, splits, grids, patches and augmentation."""

@@ -1,0 +1,1 @@
+"""How scanners make pictures of bodies whose truth is known."""

@@ -1,0 +1,1 @@
+"""What one training step means; the only room that chooses losses and metrics."""
