@@ -224,6 +224,18 @@ def fold(text: str) -> int | str:
     return int(text)
 
 
+def named_path(text: str) -> tuple[str, Path]:
+    """Read NAME=PATH.
+
+    Raises:
+        ConfigError: one of the two is missing, or the path is not there.
+    """
+    name, _, path = text.partition("=")
+    if not name or not path or not Path(path).exists():
+        raise ConfigError("--baseline", "NAME=PATH of a file or folder that is there", text)
+    return name, Path(path)
+
+
 def at_least(least: float, name: str, kind: type = int) -> Callable[[str], Any]:
     """Build a reader of numbers that are not below `least`."""
     convert = _converter(name, kind)

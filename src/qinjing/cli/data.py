@@ -102,12 +102,15 @@ class DataFetch(Command):
     output: Path = field(metadata=output_argument("FOLDER", "where it goes"))
 
     def run(self) -> dict[str, Any]:
-        """Fetch; where it lies."""
-        from qinjing.data.fetch import fetch
+        """Fetch; where it lies. What lay there already is not recorded as fetched."""
+        from qinjing.data.fetch import SOURCES, fetch
 
-        place = fetch(self.name, self.output)
-        record(self, "data fetch", {}, [place])
-        return {"name": self.name, "folder": place}
+        there = (self.output / self.name).exists()
+        with progress(f"fetching {self.name}", unit="B") as show_progress:
+            place = fetch(self.name, self.output, progress=show_progress)
+        if not there:
+            record(self, "data fetch", {}, [place], SOURCES[self.name].licence)
+        return {"name": self.name, "folder": place, "already_there": there}
 
     def text(self, result: Mapping[str, Any]) -> str:
         """Where it lies."""

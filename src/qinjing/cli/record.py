@@ -33,20 +33,31 @@ def record(
     evidence.append(folder, name, inputs, outputs, command, basis=basis or None)
 
 
+def files_of(role: str, folder: Path, *patterns: str) -> dict[str, Path]:
+    """Name each file of a folder that was read, so that verifying names the one that changed."""
+    return {
+        f"{role}/{path.relative_to(folder).as_posix()}": path
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+        if path.is_file() and not path.name.startswith("evidence.")
+    }
+
+
 def refused(result: Mapping[str, Any]) -> list[str]:
     """One sentence for each case that a batch refused."""
     return [f"refused {item['case_id']}: {item['reason']}" for item in result.get("refused", ())]
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str = "case") -> Iterator[Callable[[int, int], None]]:
     """Yield a callback of (done, in all) that draws a bar with the time left for a person."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit="case", leave=False, disable=None, file=sys.stderr) as bar:
+    options = {"unit": unit, "unit_scale": unit == "B", "unit_divisor": 1024}
+    with tqdm(desc=what, leave=False, disable=None, file=sys.stderr, **options) as bar:
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.update(done - bar.n)
 
         yield advance

@@ -1,0 +1,163 @@
+"""The commands that make a model and use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qinjing.cli import show
+from qinjing.cli.arguments import Command, argument, at_least, fold, seconds
+from qinjing.cli.record import DATASET, files_of, output_argument, record, refused
+
+
+@dataclass(frozen=True)
+class Plan(Command):
+    """Measure a data set and plan its training: sizes, memory and time, before anything starts."""
+
+    dataset: Path = field(metadata=DATASET)
+    output: Path = field(metadata=output_argument("FILE", "plan.json to write"))
+    budget_s: float | None = field(
+        default=None,
+        metadata=argument(
+            "--budget", metavar="TIME", parse=seconds, help="90s, 14m or 2h of training"
+        ),
+    )
+    net: str | None = field(
+        default=None,
+        metadata=argument(
+            "--net", metavar="NET", help="a net of `qinjing info` instead of the planned one"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Plan; the plan."""
+        from qinjing.config import write_json
+        from qinjing.tasks.segment import plan_dataset
+
+        plan = plan_dataset(self.dataset, budget_s=self.budget_s, net=self.net)
+        write_json(self.output, plan)
+        record(self, "plan", {"dataset": self.dataset}, [self.output])
+        content: dict[str, Any] = show.plain(plan)
+        return content | {"output": str(self.output)}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The plan, one line a field."""
+        return show.pairs(result)
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train a model on a data set, within a time budget if one is given."""
+
+    dataset: Path = field(metadata=DATASET)
+    output: Path = field(metadata=output_argument("RUN", "folder for the model and its records"))
+    budget_s: float | None = field(
+        default=None,
+        metadata=argument(
+            "--budget", metavar="TIME", parse=seconds, help="90s, 14m or 2h, all folds"
+        ),
+    )
+    fold: int | str = field(
+        default=0,
+        metadata=argument("--fold", metavar="K", parse=fold, help="fold to validate on, or all"),
+    )
+    net: str | None = field(
+        default=None, metadata=argument("--net", metavar="NET", help="see `qinjing info`")
+    )
+    loss: str | None = field(
+        default=None, metadata=argument("--loss", metavar="LOSS", help="see `qinjing info`")
+    )
+    seed: int = field(
+        default=0,
+        metadata=argument(
+            "--seed", metavar="S", parse=at_least(0, "--seed"), help="of all that is drawn"
+        ),
+    )
+    resume: bool = field(
+        default=False, metadata=argument("--resume", help="go on from the last checkpoint")
+    )
+    recipe: str | None = field(
+        default=None, metadata=argument("--recipe", metavar="NAME", help="a published set-up")
+    )
+    splits: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--splits", metavar="FILE", there=True, help="a splits_final.json to keep to"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Train; what was reached. The library leaves the evidence."""
+        from qinjing.tasks.segment import TrainConfig, train
+
+        return dict(
+            train(
+                TrainConfig(
+                    dataset=self.dataset,
+                    output=self.output,
+                    budget_s=self.budget_s,
+                    fold=self.fold,
+                    net=self.net,
+                    loss=self.loss,
+                    seed=self.seed,
+                    resume=self.resume,
+                    recipe=self.recipe,
+                    splits=self.splits,
+                )
+            )
+        )
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """What was reached."""
+        return show.pairs(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each case that could not be trained on."""
+        return refused(result)
+
+    def after_stop(self) -> str:
+        """How to go on after Ctrl-C."""
+        return f"the checkpoint in {self.output} resumes: give the same command with --resume"
+
+
+@dataclass(frozen=True)
+class Predict(Command):
+    """Segment one file or a folder; each output has its input's stem and grid."""
+
+    model: Path = field(
+        metadata=argument("-m", "--model", metavar="RUN", there=True, help="what `train -o` made")
+    )
+    source: Path = field(
+        metadata=argument(
+            "-i", "--input", metavar="FILE_OR_FOLDER", there=True, help="scans to segment"
+        )
+    )
+    output: Path = field(metadata=output_argument("FOLDER", "where the label maps go"))
+    flips: bool = field(
+        default=False, metadata=argument("--flips", help="average over mirrored copies: slower")
+    )
+    confidence: bool = field(
+        default=False, metadata=argument("--confidence", help="write confidence maps as well")
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Predict; outputs and refusals."""
+        from qinjing.tasks.predict import predict_folder
+
+        result = predict_folder(
+            self.model, self.source, self.output, flips=self.flips, confidence=self.confidence
+        )
+        read = ("*.json", "fold_*/model.json", "fold_*/weights.safetensors")
+        inputs = files_of("model", self.model, *read) | {"images": self.source}
+        record(self, "predict", inputs, [Path(path) for path in result["outputs"]])
+        return dict(result)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """How many were written where."""
+        return show.pairs(result)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each file that could not be segmented."""
+        return refused(result)
