@@ -24,6 +24,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "dice": Metric("Dice", "", "higher"),
+    "iou": Metric("IoU", "", "higher"),
     "hd95_mm": Metric("HD95", "mm", "lower"),
     "nsd": Metric("NSD", "", "higher"),
     "assd_mm": Metric("ASSD", "mm", "lower"),

@@ -28,6 +28,9 @@ def calibration_region(
 
     Raises:
         GeometryError: the shapes differ.
+
+    Source: Mehrtash et al. 2020, doi:10.1109/TMI.2020.3006437 (calibration near the foreground,
+    there by bounding boxes).
     """
     if prediction.shape != reference.shape:
         raise GeometryError("prediction", f"of shape {reference.shape}", prediction.shape)

@@ -52,6 +52,8 @@ def count(
     Raises:
         GeometryError: the shapes differ.
         LabelError: a value is not an integer from 0 to 65535.
+
+    Source: Taha and Hanbury 2015, doi:10.1186/s12880-015-0068-x, the four cardinalities.
     """
     if prediction.shape != reference.shape:
         raise GeometryError("prediction", f"of shape {reference.shape}", prediction.shape)

@@ -107,7 +107,7 @@ def _mean_of_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.divide(total, columns, out=np.full_like(total, np.nan), where=columns > 0)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _draws(units: int, resamples: int, seed: int) -> np.ndarray:
     """Return how often each unit is in each resample, (resamples, units)."""
     picks = np.random.default_rng(seed).integers(0, units, (resamples, units))

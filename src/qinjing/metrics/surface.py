@@ -72,6 +72,8 @@ def surface_distances(
     Raises:
         GeometryError: the shapes differ or are not 3-D, or the spacing is not positive.
         LabelError: the values are not integers from 0 to 65535.
+
+    Source: Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z (boundary-based metrics).
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     _check(prediction, reference, spacing)

@@ -1,0 +1,358 @@
+"""Measure a folder of predictions against references: metrics.json, and nnU-Net's summary.json."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinjing.config import read_json, write_json
+from qinjing.data.case import Case
+from qinjing.data.layouts import open_dataset
+from qinjing.data.layouts.discover import discover_labels, label_values
+from qinjing.data.layouts.files import image_files
+from qinjing.data.readers import read_volume, stem
+from qinjing.errors import (
+    FormatError,
+    GeometryError,
+    InputError,
+    LabelError,
+    LayoutError,
+)
+from qinjing.metrics.overlap import LARGEST_LABEL
+from qinjing.metrics.segmentation import CONVENTIONS, measure, summarise
+from qinjing.volume import Volume
+
+WORST = 5
+
+
+@dataclass(frozen=True)
+class _References:
+    """Label maps by case, and what their data set declares."""
+
+    files: Mapping[str, Path]
+    patients: Mapping[str, str]
+    labels: Mapping[int, str]
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    labels: Mapping[int, str] | None = None,
+    tolerance_mm: float = 1.0,
+    patients: Mapping[str, str] | None = None,
+    cases: Collection[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure every prediction against the reference of the same name.
+
+    A case that cannot be measured is refused and listed, and the rest goes on: a missing
+    prediction or reference, another grid, an undeclared label, a damaged file.
+
+    Args:
+        predictions: a folder of label maps, or one file; `confidence/<case_id>` beside them holds
+            the probability of the predicted label (uint8, 255 is 1) and gives the ECE.
+        references: a folder of label maps, a data set, or one file.
+        labels: foreground value → name; by default as the data set declares them, else every
+            value that the references hold.
+        tolerance_mm: of the normalised surface Dice.
+        patients: case → patient; by default as the data set knows them, else each case is one.
+        cases: only these; by default every reference, or the fold's validation cases where
+            `predictions` is `RUN/fold_K/validation`.
+        progress: called with cases done and cases in all.
+
+    Returns:
+        The content of metrics.json (docs/architecture.md).
+
+    Raises:
+        LayoutError: no predictions or no references are there.
+        FormatError: a declaration beside them is damaged.
+        InputError: the tolerance is negative.
+    """
+    predictions, references = Path(predictions), Path(references)
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise InputError("tolerance_mm", "0 or more", tolerance_mm)
+    predicted = _prediction_files(predictions)
+    found = _open_references(references, labels)
+    files = dict(found.files)
+    if predictions.is_file() and references.is_file():  # two files are a pair whatever their names
+        files = dict(zip(predicted, files.values(), strict=True))
+    declared = {v: n for v, n in (labels or found.labels).items() if v != 0}
+    wanted = set(cases if cases is not None else _fold_cases(predictions) or files)
+    names = sorted(wanted | (set(predicted) if cases is None else set()))
+    of_patient = {**found.patients, **(patients or {})}
+    measured: list[dict[str, Any]] = []
+    refused: list[dict[str, str]] = []
+    for done, case_id in enumerate(names):
+        if progress:
+            progress(done, len(names))
+        try:
+            pair = _pair(case_id, predicted, files)
+            case, fault = _measure_case(*pair, predictions, declared, tolerance_mm)
+            if fault:
+                refused.append({"case_id": case_id, "reason": fault})
+        except InputError as error:
+            refused.append({"case_id": case_id, "reason": str(error)})
+            continue
+        patient = of_patient.get(case_id, case_id)
+        measured.append({"case_id": case_id, "patient_id": patient, **case})
+    if progress:
+        progress(len(names), len(names))
+    return {
+        "labels": {str(value): name for value, name in sorted(declared.items())},
+        "tolerance_mm": tolerance_mm,
+        "conventions": CONVENTIONS,
+        "predictions": str(predictions),
+        "references": str(references),
+        "cases": measured,
+        "mean": summarise(measured, sorted(declared), [case["patient_id"] for case in measured]),
+        "worst": _worst(measured),
+        "refused": refused,
+        "environment": _environment(),
+    }
+
+
+def evaluate_files(
+    predictions: Path,
+    references: Path,
+    output: Path,
+    *,
+    labels: Mapping[int, str] | None = None,
+    tolerance_mm: float = 1.0,
+    patients: Mapping[str, str] | None = None,
+    cases: Collection[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate and write metrics.json, and nnU-Net's summary beside it; return the former.
+
+    The summary of `metrics.json` is `summary.json`, that of `x.json` is `x_summary.json`.
+
+    Raises:
+        InputError: as `evaluate`; nothing is written then.
+    """
+    metrics = evaluate(
+        predictions,
+        references,
+        labels=labels,
+        tolerance_mm=tolerance_mm,
+        patients=patients,
+        cases=cases,
+        progress=progress,
+    )
+    output = Path(output)
+    summary = "summary.json" if output.stem == "metrics" else f"{output.stem}_summary.json"
+    write_nnunet_summary(metrics, output.with_name(summary))
+    write_json(output, metrics)
+    return metrics
+
+
+def _prediction_files(predictions: Path) -> dict[str, Path]:
+    found = [predictions] if predictions.is_file() else image_files(predictions)
+    if not found:
+        raise LayoutError(
+            "predictions", "a folder of label maps", "no image file", where=predictions
+        )
+    return {stem(path): path for path in found}
+
+
+def _open_references(references: Path, labels: Mapping[int, str] | None) -> _References:
+    """Find label maps: a data set's, or a folder's, with the data set around it if there is one."""
+    if references.is_file() and references.suffix.lower() != ".json":
+        return _of_files({stem(references): references}, labels)
+    for root in (references, references.parent):
+        try:
+            dataset = open_dataset(root)
+        except LayoutError:
+            continue
+        except InputError:
+            if root == references:
+                raise
+            continue
+        inside = [c for c in dataset.cases if c.label is not None and (
+            root == references or c.label.parent.resolve() == references.resolve())]  # fmt: skip
+        if inside:
+            return _References(
+                {case.case_id: case.label for case in inside if case.label is not None},
+                {case.case_id: case.patient_id for case in inside},
+                dataset.labels,
+            )
+    files = {stem(path): path for path in image_files(references)}
+    if not files:
+        raise LayoutError("references", "a folder of label maps or a data set", where=references)
+    return _of_files(files, labels)
+
+
+def _of_files(files: Mapping[str, Path], labels: Mapping[int, str] | None) -> _References:
+    found = labels or discover_labels(Case(k, k, (), path) for k, path in files.items())
+    return _References(files, {}, found)
+
+
+def _fold_cases(predictions: Path) -> list[str]:
+    """Return the validation cases of RUN/fold_K/validation by RUN/splits_final.json, else none."""
+    fold = re.fullmatch(r"fold_(\d+)", predictions.resolve().parent.name)
+    splits_file = predictions.resolve().parent.parent / "splits_final.json"
+    if fold is None or not splits_file.is_file():
+        return []
+    try:
+        return [str(case_id) for case_id in read_json(splits_file)[int(fold[1])]["val"]]
+    except (LookupError, TypeError) as error:
+        raise FormatError("splits_final.json", f"a list with fold {fold[1]}", error,
+                          where=splits_file) from None  # fmt: skip
+
+
+def _pair(
+    case_id: str, predicted: Mapping[str, Path], files: Mapping[str, Path]
+) -> tuple[Path, Path]:
+    if case_id not in predicted:
+        raise LayoutError("prediction", "there for every reference", "none", where=case_id)
+    if case_id not in files:
+        raise LayoutError("reference", "there for every prediction", "none", where=case_id)
+    return predicted[case_id], files[case_id]
+
+
+def _measure_case(
+    prediction_file: Path,
+    reference_file: Path,
+    root: Path,
+    labels: Mapping[int, str],
+    tolerance_mm: float,
+) -> tuple[dict[str, Any], str]:
+    """Measure a pair of files; the second value says why there is no ECE where one was expected."""
+    prediction = _read_labels(prediction_file, labels)
+    reference = _read_labels(reference_file, labels)
+    prediction, reference = _on_one_grid(prediction, reference, prediction_file)
+    confidence, fault = None, ""
+    folder = (root if root.is_dir() else root.parent) / "confidence"
+    beside = {stem(path): path for path in image_files(folder)}.get(stem(prediction_file))
+    if beside is not None:
+        try:
+            confidence = _read_confidence(beside, prediction, reference)
+        except InputError as error:
+            fault = f"ECE not measured: {error}"
+    case = measure(
+        prediction.voxels,
+        reference.voxels,
+        sorted(labels),
+        reference.spacing_mm,
+        reference.voxel_volume_ml,
+        tolerance_mm,
+        confidence,
+    )
+    files = {"prediction": str(prediction_file), "reference": str(reference_file)}
+    grid = {"shape": list(reference.shape), "spacing_mm": list(reference.spacing_mm)}
+    return {**case, **grid, **files}, fault
+
+
+def _read_labels(path: Path, labels: Mapping[int, str]) -> Volume:
+    """Read a label map as (D, H, W) integers, all of them declared."""
+    volume = _read_3d(path)
+    values = label_values(volume.voxels)
+    if not np.isfinite(values).all() or (values != np.rint(values)).any():
+        raise LabelError("label values", "whole numbers", "others", where=path)
+    unknown = sorted({int(value) for value in values} - {0, *labels})
+    if unknown or values.min() < 0 or values.max() > LARGEST_LABEL:
+        shown = ", ".join(str(value) for value in unknown[:10])
+        raise LabelError("labels", f"0 or among {sorted(labels)}", shown, where=path)
+    small = np.uint8 if values.max() < 256 else np.uint16
+    return volume.with_voxels(volume.voxels.astype(small, copy=False))
+
+
+def _read_3d(path: Path) -> Volume:
+    volume = read_volume(path)
+    if volume.voxels.ndim == 4:
+        if volume.voxels.shape[0] != 1:
+            raise GeometryError("label map", "3-D", f"shape {volume.voxels.shape}", where=path)
+        volume = volume.with_voxels(volume.voxels[0])
+    if not volume.voxels.size:
+        raise GeometryError("label map", "of at least one voxel", volume.voxels.shape, where=path)
+    return volume
+
+
+def _on_one_grid(prediction: Volume, reference: Volume, path: Path) -> tuple[Volume, Volume]:
+    """Return both on one grid; an array stored along other axes or backwards is the same grid."""
+    difference = reference.grid_difference(prediction)
+    if difference is None:
+        return prediction, reference
+    prediction, reference = prediction.canonical(), reference.canonical()
+    if reference.grid_difference(prediction) is None:
+        return prediction, reference
+    raise GeometryError("prediction", "on the reference's grid", difference, where=path)
+
+
+def _read_confidence(path: Path, prediction: Volume, reference: Volume) -> np.ndarray:
+    volume = _read_3d(path)
+    if prediction.grid_difference(volume) is not None:
+        volume = volume.canonical()
+    difference = reference.grid_difference(volume)
+    if difference is not None:
+        raise GeometryError("confidence", "on the prediction's grid", difference, where=path)
+    voxels = volume.voxels
+    within = voxels.dtype.kind == "f" and bool(((voxels >= 0) & (voxels <= 1)).all())
+    if voxels.dtype != np.uint8 and not within:
+        raise InputError("confidence", "uint8, or from 0 to 1", voxels.dtype, where=path)
+    return voxels
+
+
+def _worst(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name the cases of lowest foreground Dice, the lowest first."""
+    known = [
+        (c["foreground"]["dice"], c["case_id"])
+        for c in cases
+        if c["foreground"]["dice"] is not None
+    ]
+    return [{"case_id": case_id, "dice": dice} for dice, case_id in sorted(known)[:WORST]]
+
+
+def _environment() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("qinjing", "numpy", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):  # run from a checkout, not installed
+            found[name] = version(name)
+    return found
+
+
+def write_nnunet_summary(metrics: Mapping[str, Any], path: str | Path) -> None:
+    """Write nnU-Net v2's summary.json: counts, Dice and IoU per case, their means over cases.
+
+    As there, a label that is empty in both maps is left out of the mean; null stands for its NaN.
+    """
+    labels = list(metrics["labels"])
+    per_case = [
+        {
+            "metrics": {label: _nnunet_row(case["labels"][label]) for label in labels},
+            "prediction_file": case["prediction"],
+            "reference_file": case["reference"],
+        }
+        for case in metrics["cases"]
+    ]
+    names = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
+    mean = {
+        label: {name: _mean([c["metrics"][label][name] for c in per_case]) for name in names}
+        for label in labels
+    }
+    foreground = {name: _mean([mean[label][name] for label in labels]) for name in names}
+    write_json(path, {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case})
+
+
+def _nnunet_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    voxels = row["voxels"]
+    return {
+        "Dice": row["dice"], "FN": voxels["FN"], "FP": voxels["FP"], "IoU": row["iou"],
+        "TN": voxels["TN"], "TP": voxels["TP"], "n_pred": voxels["TP"] + voxels["FP"],
+        "n_ref": voxels["TP"] + voxels["FN"],
+    }  # fmt: skip
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
