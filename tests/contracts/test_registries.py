@@ -14,6 +14,9 @@ from qinjing.data.layouts import LAYOUTS
 from qinjing.data.readers import READERS
 from qinjing.data.transforms import TRANSFORMS
 from qinjing.errors import InputError
+from qinjing.losses import LOSSES
+from qinjing.nets import NETS
+from qinjing.registry import build
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -22,7 +25,13 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
     ("kind", "name"),
     [
         (kind, name)
-        for kind, table in (("layout", LAYOUTS), ("reader", READERS), ("transform", TRANSFORMS))
+        for kind, table in (
+            ("layout", LAYOUTS),
+            ("loss", LOSSES),
+            ("net", NETS),
+            ("reader", READERS),
+            ("transform", TRANSFORMS),
+        )
         for name in table
     ],
 )
@@ -76,3 +85,52 @@ def test_transform(name: str, shape: tuple[int, ...]) -> None:
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
         # The same batch is used again elsewhere: nothing may write into it.
         assert torch.equal(image, image_before) and torch.equal(label, label_before)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_net(name: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = build(NETS, "net", name, in_channels=2, classes=3)
+    assert inspect.getdoc(NETS[name])
+    assert any(parameter.requires_grad for parameter in net.parameters())
+    image = torch.randn(2, 2, 17, 20, 24)
+    # Training: full resolution first, every weight learns.
+    outputs = net(image)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert outputs[0].shape == (2, 3, 17, 20, 24)
+    sum(output.square().mean() for output in outputs).backward()
+    without = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    # Predicting: one map of logits, the same for the same image, one sample apart from the other.
+    net.eval()
+    with torch.no_grad():
+        logits = net(image)
+        assert torch.is_tensor(logits) and logits.shape == (2, 3, 17, 20, 24)
+        assert torch.isfinite(logits).all() and torch.equal(logits, net(image))
+        assert torch.allclose(net(image[:1])[0], logits[0], atol=1e-4)
+    assert not torch.allclose(torch.softmax(logits, 1).sum(1), logits.sum(1)), "not logits"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_loss(name: str, classes: int) -> None:
+    import torch
+
+    loss = build(LOSSES, "loss", name)
+    assert inspect.getdoc(LOSSES[name])
+    torch.manual_seed(0)
+    target = torch.randint(0, classes, (2, 4, 5, 6))
+    truth = torch.nn.functional.one_hot(target, classes).movedim(-1, 1).float()
+    logits = torch.randn(2, classes, 4, 5, 6, requires_grad=True)
+    value = loss(logits, target)
+    assert value.ndim == 0 and torch.isfinite(value)
+    value.backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all() and logits.grad.any()
+    # Right is better than unsure, unsure better than wrong.
+    right, unsure, wrong = (float(loss(20 * x, target)) for x in (truth, 0 * truth, -truth))
+    assert right < unsure < wrong
+    # A patch that holds nothing but background is no accident.
+    assert torch.isfinite(loss(logits, torch.zeros_like(target)))

@@ -25,7 +25,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: five folds of a few seconds each."""
+    """A model folder: one fold, trained for some seconds."""
     folder = tmp_path_factory.mktemp("given") / "run"
     command = ["train", "-i", str(phantom), "-o", str(folder), "--budget", "8s", "--fold", "0"]
     run = subprocess.run(
