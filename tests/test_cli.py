@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,3 +321,68 @@ def test_phantom_leaves_evidence_and_verify_names_a_changed_bit(
     out, err = capsys.readouterr()
     assert "NOT verified" in out and "labelsTr/phantom_002.nii.gz" in err and "Traceback" not in err
     victim.write_bytes(whole)
+
+
+def test_check_split_evaluate_and_report_on_phantoms(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: str | Path) -> tuple[int, Any, str]:
+        code = cli.main([*map(str, words), "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out), err
+
+    code, checked, err = call("data", "check", "-i", phantoms)
+    assert (code, err) == (0, "") and len(checked["good"]) == checked["cases"] == 4
+
+    splits = tmp_path / "splits_final.json"
+    code, split, _ = call("data", "split", "-i", phantoms, "-o", splits, "--folds", "2")
+    assert code == 0 and split["folds"] == [{"train": 2, "val": 2}] * 2
+    assert len(json.loads(splits.read_text())) == 2
+
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for number in (0, 1, 2):
+        name = f"phantom_{number:03d}.nii.gz"
+        shutil.copy(phantoms / "labelsTr" / name, predictions / name)
+    metrics = predictions / "metrics.json"
+    code, measured, err = call("evaluate", "-i", predictions, "-r", phantoms, "-o", metrics)
+    assert code == 2 and "phantom_003" in err  # one reference has no prediction: said, not hidden
+    assert measured["mean"]["foreground"]["dice"]["mean"] == 1
+    assert json.loads(metrics.read_text()) == measured
+
+    page = tmp_path / "report.html"
+    code, written, _ = call("report", metrics, "-o", page)
+    assert code == 0 and written["cases"] == 3 and page.read_text().startswith("<!")
+
+    code, verified, _ = call("verify", tmp_path, "-i", phantoms)
+    assert code == 0 and verified["statements"] == 3 and not verified["unchecked"]
+    # An input of the table is named by itself when it changes.
+    (predictions / "phantom_001.nii.gz").write_bytes(b"other")
+    code, verified, err = call("verify", tmp_path)
+    assert code == 2 and "predictions/phantom_001.nii.gz" in err
+
+
+def test_evaluate_says_its_table(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = str(phantoms / "labelsTr")
+    assert cli.main(["evaluate", "-i", labels, "-r", labels, "-o", str(tmp_path / "m.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "liver" in out and "1.0000 (1.0000 to 1.0000)" in out and err == ""
+
+
+def test_info_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    from qinjing.data.layouts import LAYOUTS
+    from qinjing.losses import LOSSES
+    from qinjing.nets import NETS
+
+    assert cli.main(["info", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [net["name"] for net in result["nets"]] == list(NETS)
+    assert result["losses"] == list(LOSSES) and result["layouts"] == list(LAYOUTS)
+    # Counted on no memory; the same as a real net's.
+    real = sum(p.numel() for p in NETS["unet"]().parameters())
+    assert {net["name"]: net["parameters"] for net in result["nets"]}["unet"] == real
+    assert "torch" in result["runtimes"] and "bf16" in result["runtimes"]
+    assert cli.main(["info"]) == 0
+    assert f"{real / 1e6:.2f} M" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, named_path
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.model import Plan, Predict, Train
-from qinjing.cli.record import files_of, output_argument, record, refused
+from qinjing.cli.record import files_of, output_argument, progress, record, refused
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,25 @@ class Evaluate(Command):
         """Measure; the content of metrics.json."""
         from qinjing.report.evaluate import evaluate_files
 
-        metrics = evaluate_files(
-            self.predictions, self.reference, self.output, tolerance_mm=self.tolerance_mm
-        )
-        inputs = {"predictions": self.predictions, "reference": self.reference}
-        record(self, "evaluate", inputs, [self.output])
-        return dict(metrics)
+        with progress("measuring") as show_progress:
+            metrics = evaluate_files(
+                self.predictions,
+                self.reference,
+                self.output,
+                tolerance_mm=self.tolerance_mm,
+                progress=show_progress,
+            )
+        # Each label map by itself: metrics and reports often lie in the same folder.
+        read = ("*.nii", "*.nii.gz", "confidence/*")
+        inputs = {"reference": self.reference}
+        if self.predictions.is_file():
+            inputs["predictions"] = self.predictions
+        else:
+            inputs |= files_of("predictions", self.predictions, *read)
+        stem = self.output.stem
+        summary = "summary.json" if stem == "metrics" else f"{stem}_summary.json"
+        record(self, "evaluate", inputs, [self.output, self.output.with_name(summary)])
+        return metrics
 
     def text(self, result: Mapping[str, Any]) -> str:
         """Mean and interval of each metric, a line a label."""

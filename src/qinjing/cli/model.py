@@ -9,7 +9,7 @@ from typing import Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, fold, seconds
-from qinjing.cli.record import DATASET, files_of, output_argument, record, refused
+from qinjing.cli.record import DATASET, files_of, output_argument, progress, record, refused
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,25 @@ class Predict(Command):
 
     def run(self) -> dict[str, Any]:
         """Predict; outputs and refusals."""
+        from qinjing.data.layouts import list_images
         from qinjing.tasks.predict import predict_folder
 
-        result = predict_folder(
-            self.model, self.source, self.output, flips=self.flips, confidence=self.confidence
-        )
-        read = ("*.json", "fold_*/model.json", "fold_*/weights.safetensors")
-        inputs = files_of("model", self.model, *read) | {"images": self.source}
-        record(self, "predict", inputs, [Path(path) for path in result["outputs"]])
-        return dict(result)
+        with progress("segmenting") as show_progress:
+            result = predict_folder(
+                self.model,
+                self.source,
+                self.output,
+                flips=self.flips,
+                confidence=self.confidence,
+                progress=show_progress,
+            )
+        if result["outputs"]:
+            inputs = _model_files(self.model)
+            for _, images in list_images(self.source):
+                inputs |= {f"images/{path.name}": path for path in images}
+            outputs = [Path(path) for path in result["outputs"]]
+            record(self, "predict", inputs, outputs)
+        return result
 
     def text(self, result: Mapping[str, Any]) -> str:
         """How many were written where."""
@@ -161,3 +171,11 @@ class Predict(Command):
     def refusals(self, result: Mapping[str, Any]) -> list[str]:
         """Each file that could not be segmented."""
         return refused(result)
+
+
+def _model_files(model: Path) -> dict[str, Path]:
+    """What predicting reads of a run, or of one fold of a run."""
+    one = (model / "weights.safetensors").is_file()
+    root, folds = (model.parent, model.name) if one else (model, "fold_*")
+    read = ("plan.json", f"{folds}/model.json", f"{folds}/weights.safetensors")
+    return files_of("model", root, *read)

@@ -49,14 +49,14 @@ def refused(result: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def progress(what: str, unit: str = "case") -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback of (done, in all) that draws a bar with the time left for a person."""
+def progress(what: str, unit: str = "case") -> Iterator[Callable[..., None]]:
+    """Yield a callback of (done, in all, …) that draws a bar with the time left for a person."""
     from tqdm import tqdm
 
     options = {"unit": unit, "unit_scale": unit == "B", "unit_divisor": 1024}
     with tqdm(desc=what, leave=False, disable=None, file=sys.stderr, **options) as bar:
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: int, total: int, *_: object) -> None:
             bar.total = total or None
             bar.update(done - bar.n)
 

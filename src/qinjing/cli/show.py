@@ -7,6 +7,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
+SHOWN = ("hd95_mm", "nsd", "sensitivity", "volume_error_ml", "betti_error")
+
 
 def plain(value: Any) -> Any:
     """JSON content of a result: dataclasses opened, paths as text, NaN as null."""
@@ -67,21 +69,32 @@ def fault(one: Mapping[str, Any]) -> str:
 
 
 def metrics(result: Mapping[str, Any]) -> str:
-    """Mean with its interval, a line a label and a metric."""
-    names = {**result.get("labels", {}), "foreground": "foreground"}
+    """One line a label: means, and the interval of Dice; then the worst cases."""
+    names = {**result["labels"], "foreground": "foreground"}
+    shown = [name for name in SHOWN if any(name in one for one in result["mean"].values())]
     rows = [
-        (names.get(label, label), metric, f"{one['mean']:.4f}", interval(one), one["n"])
+        (
+            names.get(label, label),
+            measured["dice"].get("n"),
+            interval(measured["dice"]),
+            *(_fixed(measured.get(name, {}).get("mean")) for name in shown),
+        )
         for label, measured in result["mean"].items()
-        for metric, one in measured.items()
-        if isinstance(one, Mapping) and one.get("mean") is not None
     ]
-    return table(("label", "metric", "mean", "95 % interval", "n"), rows)
+    worst = [f"{one['case_id']} ({_fixed(one['dice'])})" for one in result.get("worst", ())[:3]]
+    lines = [table(("label", "n", "dice, 95 % interval", *shown), rows)]
+    return "\n".join([*lines, f"lowest Dice: {', '.join(worst)}"] if worst else lines)
 
 
 def interval(one: Mapping[str, Any]) -> str:
-    """A confidence interval, "" where there is none."""
+    """A mean with its confidence interval, as far as they are there."""
     low, high = one.get("low"), one.get("high")
-    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+    between = "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
+    return _fixed(one.get("mean")) + between
+
+
+def _fixed(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def verified(result: Mapping[str, Any]) -> str:
