@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -106,16 +107,28 @@ def from_json(content: Any, kind: Any, *, where: str = "configuration") -> Any:
         if not isinstance(content, dict):
             raise ConfigError(where, "an object", content)
         return {
-            (int(k) if args[0] is int else k): from_json(v, args[1], where=f"{where}.{k}")
+            (_as_int(k, where) if args[0] is int else k): from_json(
+                v, args[1], where=f"{where}.{k}"
+            )
             for k, v in content.items()
         }
     if is_dataclass(kind):
         return _dataclass_from_json(content, kind, where)
-    if kind is float and isinstance(content, int) and not isinstance(content, bool):
+    if kind is float and isinstance(content, int | float) and not isinstance(content, bool):
+        # The upper bound also keeps out integers too long for a float; NaN is below no bound.
+        if not abs(content) <= sys.float_info.max:
+            raise ConfigError(where, "a finite number", str(content)[:40])
         return float(content)
     if not isinstance(content, kind) or (isinstance(content, bool) and kind is not bool):
         raise ConfigError(where, f"a {kind.__name__}", repr(content))
     return content
+
+
+def _as_int(key: str, where: str) -> int:
+    """JSON has only text as keys; ours are written by `str(int)`."""
+    if not (key.isascii() and key.removeprefix("-").isdigit() and len(key) < 20):
+        raise ConfigError(f"{where}, each key", "a whole number", repr(key[:40]))
+    return int(key)
 
 
 def _dataclass_from_json(content: Any, kind: Any, where: str) -> Any:

@@ -113,7 +113,8 @@ def check_dataset(
     for done, case in enumerate(dataset.cases):
         found = _check_case(case, dataset, seen)
         if labelled and case.label is None:
-            found.append(_fault(case, "", "no label", "label must be there for training, got none"))
+            message = f"label must be there for training, got none ({case.images[0]})"
+            found.append(_fault(case, case.images[0], "no label", message))
         faults += found
         if not any(fault.severity == "refused" for fault in found):
             good.append(case)
