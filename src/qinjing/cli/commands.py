@@ -48,7 +48,7 @@ class Evaluate(Command):
 
     def run(self) -> dict[str, Any]:
         """Measure; the content of metrics.json."""
-        from qinjing.report.evaluate import evaluate_files
+        from qinjing.tasks.evaluate import evaluate_files
 
         with progress("measuring") as show_progress:
             metrics = evaluate_files(

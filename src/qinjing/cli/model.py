@@ -34,9 +34,13 @@ class Plan(Command):
     def run(self) -> dict[str, Any]:
         """Plan; the plan."""
         from qinjing.config import write_json
-        from qinjing.tasks.segment import plan_dataset
+        from qinjing.cli.watch import watch
+        from qinjing.tasks.train import Overrides, plan_dataset
 
-        plan = plan_dataset(self.dataset, budget_s=self.budget_s, net=self.net)
+        with watch() as tell:
+            plan = plan_dataset(
+                self.dataset, budget_s=self.budget_s, overrides=Overrides(net=self.net), tell=tell
+            )
         write_json(self.output, plan)
         record(self, "plan", {"dataset": self.dataset}, [self.output])
         content: dict[str, Any] = show.plain(plan)
@@ -88,26 +92,36 @@ class Train(Command):
         ),
     )
 
+    plan: Path | None = field(
+        default=None,
+        metadata=argument("--plan", metavar="FILE", there=True, help="a plan.json to keep to"),
+    )
+    steps: int | None = field(
+        default=None,
+        metadata=argument(
+            "--steps", metavar="N", parse=at_least(1, "--steps"), help="instead of a budget"
+        ),
+    )
+
     def run(self) -> dict[str, Any]:
         """Train; what was reached. The library leaves the evidence."""
-        from qinjing.tasks.segment import TrainConfig, train
+        from qinjing.cli.watch import watch
+        from qinjing.recipes import overrides
+        from qinjing.tasks.train import TrainConfig, train
 
-        return dict(
-            train(
-                TrainConfig(
-                    dataset=self.dataset,
-                    output=self.output,
-                    budget_s=self.budget_s,
-                    fold=self.fold,
-                    net=self.net,
-                    loss=self.loss,
-                    seed=self.seed,
-                    resume=self.resume,
-                    recipe=self.recipe,
-                    splits=self.splits,
-                )
-            )
+        config = TrainConfig(
+            dataset=self.dataset,
+            output=self.output,
+            budget_s=self.budget_s,
+            fold="all" if self.fold == "all" else int(self.fold),
+            seed=self.seed,
+            resume=self.resume,
+            splits=self.splits,
+            plan=self.plan,
+            overrides=overrides(self.recipe, net=self.net, loss=self.loss, steps=self.steps),
         )
+        with watch() as tell:
+            return train(config, tell)
 
     def text(self, result: Mapping[str, Any]) -> str:
         """What was reached."""

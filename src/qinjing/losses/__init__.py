@@ -1,0 +1,19 @@
+"""Losses: logits and truth in, a scalar out; networks are never imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from qinjing.losses.composite import DiceCrossEntropyLoss, deep_supervision
+from qinjing.losses.cross_entropy import CrossEntropyLoss
+from qinjing.losses.dice import DiceLoss
+
+LOSSES: Mapping[str, Callable[..., nn.Module]] = {
+    "dice_ce": DiceCrossEntropyLoss,
+    "dice": DiceLoss,
+    "cross_entropy": CrossEntropyLoss,
+}
+
+__all__ = ["LOSSES", "CrossEntropyLoss", "DiceCrossEntropyLoss", "DiceLoss", "deep_supervision"]

@@ -12,7 +12,7 @@ from qinjing.config import write_json
 from qinjing.data.nifti import write_nifti
 from qinjing.errors import FormatError, InputError, LayoutError
 from qinjing.metrics.surface import hd95_mm, nsd, surface_distances
-from qinjing.report.evaluate import evaluate, evaluate_files
+from qinjing.tasks.evaluate import evaluate, evaluate_files
 from qinjing.volume import Volume
 
 SPACING = (2.0, 1.0, 0.5)

@@ -73,49 +73,43 @@ def evaluate(
         The content of metrics.json (docs/architecture.md).
 
     Raises:
-        LayoutError: no predictions or no references are there.
-        FormatError: a declaration beside them is damaged.
-        InputError: the tolerance is negative.
+        InputError: no predictions or no references are there, a declaration beside them is
+            damaged, or the tolerance is negative.
     """
     predictions, references = Path(predictions), Path(references)
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError("tolerance_mm", "0 or more", tolerance_mm)
-    predicted = _prediction_files(predictions)
     found = _open_references(references, labels)
-    files = dict(found.files)
-    if predictions.is_file() and references.is_file():  # two files are a pair whatever their names
-        files = dict(zip(predicted, files.values(), strict=True))
-    declared = {v: n for v, n in (labels or found.labels).items() if v != 0}
-    wanted = set(cases if cases is not None else _fold_cases(predictions) or files)
-    names = sorted(wanted | (set(predicted) if cases is None else set()))
-    of_patient = {**found.patients, **(patients or {})}
+    pairs = _pairs(predictions, references, found, cases)
+    declared = {v: n for v, n in sorted((labels or found.labels).items()) if v != 0}
     measured: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
-    for done, case_id in enumerate(names):
+    for done, (case_id, pair) in enumerate(pairs.items()):
         if progress:
-            progress(done, len(names))
+            progress(done, len(pairs))
         try:
-            pair = _pair(case_id, predicted, files)
-            case, fault = _measure_case(*pair, predictions, declared, tolerance_mm)
-            if fault:
-                refused.append({"case_id": case_id, "reason": fault})
+            case, fault = _measure_case(*pair, declared, tolerance_mm)
         except InputError as error:
             refused.append({"case_id": case_id, "reason": str(error)})
             continue
-        patient = of_patient.get(case_id, case_id)
+        if fault:
+            refused.append({"case_id": case_id, "reason": fault})
+        patient = {**found.patients, **(patients or {})}.get(case_id, case_id)
         measured.append({"case_id": case_id, "patient_id": patient, **case})
     if progress:
-        progress(len(names), len(names))
+        progress(len(pairs), len(pairs))
+    head = {"labels": {str(value): name for value, name in declared.items()},
+            "tolerance_mm": tolerance_mm, "conventions": CONVENTIONS,
+            "predictions": str(predictions), "references": str(references)}  # fmt: skip
+    return {**head, **_means(measured, list(declared)), "refused": refused}
+
+
+def _means(cases: list[dict[str, Any]], labels: list[int]) -> dict[str, Any]:
+    patients = [case["patient_id"] for case in cases]
     return {
-        "labels": {str(value): name for value, name in sorted(declared.items())},
-        "tolerance_mm": tolerance_mm,
-        "conventions": CONVENTIONS,
-        "predictions": str(predictions),
-        "references": str(references),
-        "cases": measured,
-        "mean": summarise(measured, sorted(declared), [case["patient_id"] for case in measured]),
-        "worst": _worst(measured),
-        "refused": refused,
+        "cases": cases,
+        "mean": summarise(cases, labels, patients),
+        "worst": _worst(cases),
         "environment": _environment(),
     }
 
@@ -154,13 +148,21 @@ def evaluate_files(
     return metrics
 
 
-def _prediction_files(predictions: Path) -> dict[str, Path]:
-    found = [predictions] if predictions.is_file() else image_files(predictions)
-    if not found:
-        raise LayoutError(
-            "predictions", "a folder of label maps", "no image file", where=predictions
-        )
-    return {stem(path): path for path in found}
+def _pairs(
+    predictions: Path, references: Path, found: _References, cases: Collection[str] | None
+) -> dict[str, tuple[Path | None, Path | None]]:
+    """Return case → its prediction and reference, in order; None for one that is missing."""
+    listed = [predictions] if predictions.is_file() else image_files(predictions)
+    if not listed:
+        raise LayoutError("predictions", "a folder of label maps", "no image", where=predictions)
+    predicted = {stem(path): path for path in listed}
+    files = dict(found.files)
+    if predictions.is_file() and references.is_file():  # two files are a pair whatever their names
+        files = dict(zip(predicted, files.values(), strict=True))
+    names = set(cases or ())
+    if cases is None:
+        names = {*(_fold_cases(predictions) or files), *predicted}
+    return {case_id: (predicted.get(case_id), files.get(case_id)) for case_id in sorted(names)}
 
 
 def _open_references(references: Path, labels: Mapping[int, str] | None) -> _References:
@@ -208,31 +210,23 @@ def _fold_cases(predictions: Path) -> list[str]:
                           where=splits_file) from None  # fmt: skip
 
 
-def _pair(
-    case_id: str, predicted: Mapping[str, Path], files: Mapping[str, Path]
-) -> tuple[Path, Path]:
-    if case_id not in predicted:
-        raise LayoutError("prediction", "there for every reference", "none", where=case_id)
-    if case_id not in files:
-        raise LayoutError("reference", "there for every prediction", "none", where=case_id)
-    return predicted[case_id], files[case_id]
-
-
 def _measure_case(
-    prediction_file: Path,
-    reference_file: Path,
-    root: Path,
+    prediction_file: Path | None,
+    reference_file: Path | None,
     labels: Mapping[int, str],
     tolerance_mm: float,
 ) -> tuple[dict[str, Any], str]:
     """Measure a pair of files; the second value says why there is no ECE where one was expected."""
+    if prediction_file is None:
+        raise LayoutError("prediction", "there for every reference", "none", where=reference_file)
+    if reference_file is None:
+        raise LayoutError("reference", "there for every prediction", "none", where=prediction_file)
     prediction = _read_labels(prediction_file, labels)
     reference = _read_labels(reference_file, labels)
     prediction, reference = _on_one_grid(prediction, reference, prediction_file)
     confidence, fault = None, ""
-    folder = (root if root.is_dir() else root.parent) / "confidence"
-    beside = {stem(path): path for path in image_files(folder)}.get(stem(prediction_file))
-    if beside is not None:
+    beside = prediction_file.parent / "confidence" / prediction_file.name
+    if beside.is_file():
         try:
             confidence = _read_confidence(beside, prediction, reference)
         except InputError as error:

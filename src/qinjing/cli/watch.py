@@ -1,0 +1,65 @@
+"""Show long work: a progress bar with time left, and a line where something happened."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+@contextmanager
+def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Yield what `tasks.train` tells its events; all goes to standard error."""
+    bar: tqdm | None = None
+
+    def say(text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def tell(kind: str, fields: dict[str, Any]) -> None:
+        nonlocal bar
+        if kind == "checked":
+            say(f"checked: {fields['cases']} cases sound, {len(fields['refused'])} refused")
+        elif kind == "plan":
+            for line in _plan_lines(fields["plan"]):
+                say(line)
+        elif kind == "step":
+            if bar is None or bar.n > fields["step"]:
+                bar = tqdm(total=fields["steps"], unit="step", file=sys.stderr, mininterval=1.0,
+                           desc=f"fold {fields['fold']}", initial=fields["step"])  # fmt: skip
+            bar.total = fields["steps"]
+            bar.set_postfix(loss=f"{fields['loss']:.3f}", refresh=False)
+            bar.update()
+        elif kind == "validation":
+            say(f"step {fields['step'] + 1}: mean Dice {fields['score']:.4f}")
+        elif kind == "measured":
+            if bar is not None:
+                bar.close()
+                bar = None
+            say(f"fold {fields['fold']}: Dice {fields['dice']} in {fields['training_s']:.0f} s")
+
+    try:
+        yield tell
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _plan_lines(plan: Any) -> list[str]:
+    """The plan in a few lines, its costs last."""
+    how = plan.execution
+    form = "channels last" if how.channels_last else "channels first"
+    lines = [
+        f"plan: {plan.model.net}, patch {plan.patch_size}, batch {plan.batch_size}, "
+        f"{plan.fit.steps} steps",
+        f"plan: spacing {plan.preprocessing.spacing_mm} mm, {how.device}, {how.precision}, {form}",
+    ]
+    if plan.predicted:
+        seen = plan.predicted
+        lines.append(
+            f"predicted: training {seen.training_s:.0f} s in {seen.training_memory_gib:.2f} GiB, "
+            f"one case {seen.predicting_s:.2f} s in {seen.predicting_memory_gib:.2f} GiB"
+        )
+    return lines

@@ -1,0 +1,92 @@
+"""Where and in which precision a network runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: "bf16" computes convolutions in bfloat16 and keeps weights in float32.
+        channels_last: memory format of feature maps.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """Move a network to its device and memory format."""
+        net = net.to(self.device)
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return net
+
+    def send(self, x: Tensor) -> Tensor:
+        """Move a (B, C, D, H, W) batch to the device and memory format."""
+        x = x.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else x
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the chosen precision inside this block."""
+        enabled = self.precision == "bf16"
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+def default_device() -> str:
+    """Return "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def candidates(device: str) -> tuple[Execution, ...]:
+    """Return every way of running that is worth timing on this device."""
+    return tuple(
+        Execution(device, precision, channels_last)
+        for precision in ("fp32", "bf16")
+        for channels_last in (False, True)
+    )
+
+
+def environment() -> dict[str, str | int]:
+    """Describe this machine and its libraries, for reports and evidence."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.platform(terse=True),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident memory of this process so far, in GiB (Linux; 0 elsewhere)."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return 0.0

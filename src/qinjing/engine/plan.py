@@ -1,0 +1,241 @@
+"""From a fingerprint to a plan: every choice that a person would otherwise make by hand.
+
+The rules are few and each has its reason beside it. What a rule cannot know (how fast this machine
+runs which precision, how much memory a step takes) is measured by a probe and written in afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+
+from qinjing.data.fingerprint import Fingerprint
+from qinjing.data.preprocess import Normalisation, Preprocessing
+from qinjing.data.resample import resampled_shape
+from qinjing.data.transforms import default_augmentation
+from qinjing.engine.checkpoint import ModelCard
+from qinjing.engine.device import Execution
+from qinjing.engine.fit import FitConfig
+from qinjing.nets.blocks import Triple, total_stride
+
+_ANISOTROPY = 3.0  # spacing ratio above which slices count as thick, as in nnU-Net
+_LEAST_MAP = 4  # voxels of the coarsest feature map along each axis
+# Voxels in a patch and in a batch, by device. On a CPU a step should take well under a second, so that
+# ten minutes hold a thousand of them.
+_PATCH_VOXELS = {"cpu": 450_000, "cuda": 2_500_000}
+_BATCH_VOXELS = {"cpu": 360_000, "cuda": 5_000_000}
+_BATCH = {"cpu": (2, 8), "cuda": (2, 16)}
+_WIDTHS = {"cpu": (32, 64, 128, 256), "cuda": (64, 128, 256, 320, 320)}  # at most so many stages
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the plan expects training and predicting to cost, from a measured probe.
+
+    Attributes:
+        step_s: wall seconds a training step.
+        training_s: wall seconds of fitting one fold, validation included.
+        training_memory_gib: peak resident memory of the training process.
+        predicting_s: wall seconds for one case of median size, reading and writing included.
+        predicting_memory_gib: peak resident memory of predicting the largest case.
+    """
+
+    step_s: float
+    training_s: float
+    training_memory_gib: float
+    predicting_s: float
+    predicting_memory_gib: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a training, saved as `plan.json`.
+
+    Attributes:
+        dataset: the data set's name.
+        label_values: ascending, background first; the index is the network's class.
+        preprocessing: grid and grey values.
+        patch_size: voxels along D, H and W.
+        batch_size: patches a step.
+        foreground: share of patches centred on a labelled voxel.
+        model: network and its options.
+        loss: name in `LOSSES`.
+        augmentation: names and options, in order.
+        flips: axes along which prediction may mirror; empty where left and right differ.
+        fit: the loop's settings.
+        execution: device, precision and memory format, the fastest measured.
+        threads: CPU threads.
+        timings: what the probe measured, one entry per way of running.
+        predicted: costs, None before the probe.
+    """
+
+    dataset: str
+    label_values: tuple[int, ...]
+    preprocessing: Preprocessing
+    patch_size: Triple
+    batch_size: int
+    foreground: float
+    model: ModelCard
+    loss: str
+    augmentation: tuple[dict[str, Any], ...]
+    flips: tuple[int, ...]
+    fit: FitConfig
+    execution: Execution
+    threads: int
+    timings: tuple[dict[str, Any], ...] = ()
+    predicted: Predicted | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.label_values)
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    *,
+    device: str,
+    threads: int,
+    net: str = "subvoxel_unet",
+    loss: str = "dice_ce",
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Plan:
+    """Decide everything that the fingerprint decides; the probe adds the rest.
+
+    Args:
+        fingerprint: the measured data set.
+        device: "cpu" or "cuda".
+        threads: CPU threads.
+        net: name in `NETS`.
+        loss: name in `LOSSES`.
+        spacing_mm: overrides the grid along D, H and W.
+    """
+    spacing = spacing_mm or target_spacing_mm(fingerprint)
+    shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
+    strides, kernels = stages(
+        np.median(shapes, axis=0), spacing, len(_WIDTHS[device]), fold=net == "subvoxel_unet"
+    )
+    patch = patch_size(np.median(shapes, axis=0), total_stride(strides), _PATCH_VOXELS[device])
+    least, most = _BATCH[device]
+    batch = int(np.clip(_BATCH_VOXELS[device] // prod(patch), least, most))
+    widths = _WIDTHS[device][: len(strides)]
+    if net != "subvoxel_unet":  # at full resolution half the width costs as much
+        widths = tuple(max(8, width // 2) for width in widths)
+    flat = max(spacing) / min(spacing) > _ANISOTROPY
+    flips = (1, 2) if flat else (0, 1, 2)
+    return Plan(
+        dataset=fingerprint.dataset,
+        label_values=tuple(sorted(fingerprint.labels)),
+        preprocessing=Preprocessing(spacing, normalisations(fingerprint)),
+        patch_size=patch,
+        batch_size=batch,
+        foreground=0.67,
+        model=ModelCard(
+            net,
+            {
+                "in_channels": len(fingerprint.channel_names),
+                "classes": fingerprint.classes,
+                "widths": widths,
+                "strides": strides,
+                "kernels": kernels,
+            },
+        ),
+        loss=loss,
+        augmentation=tuple(default_augmentation(patch, flat, flips)),
+        flips=flips,
+        fit=FitConfig(steps=1000),
+        execution=Execution(device),
+        threads=threads,
+    )
+
+
+def target_spacing_mm(fingerprint: Fingerprint) -> tuple[float, float, float]:
+    """Return the grid to train on: the median, finer along thick slices that vary.
+
+    Source: arXiv:1904.08128 (nnU-Net): median spacing, the tenth percentile along a thick axis.
+    """
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
+    target = np.median(spacings, axis=0)
+    thick = int(np.argmax(target))
+    if target[thick] > _ANISOTROPY * np.delete(target, thick).max():
+        target[thick] = max(np.percentile(spacings[:, thick], 10), np.delete(target, thick).max())
+    d, h, w = np.round(target, 4).tolist()
+    return d, h, w
+
+
+def normalisations(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
+    """Return Hounsfield windows for CT channels, standardisation for all others."""
+    return tuple(
+        Normalisation("ct", seen.percentile_00_5, seen.percentile_99_5, seen.mean, seen.sd)
+        if name.strip().upper() == "CT" and seen.sd > 0
+        else Normalisation()
+        for name, seen in zip(fingerprint.channel_names, fingerprint.intensities, strict=True)
+    )
+
+
+def stages(
+    shape: np.ndarray, spacing_mm: tuple[float, ...], most: int, fold: bool
+) -> tuple[tuple[Triple, ...], tuple[Triple, ...]]:
+    """Return strides and kernels of every stage, finest first.
+
+    An axis is halved while its voxels are no coarser than twice the finest and its map stays at
+    least four voxels long; a kernel spans an axis under the same rule of spacing. So thick slices
+    are treated slice by slice until the other axes have become as coarse.
+
+    Args:
+        shape: of a typical case on the network's grid.
+        spacing_mm: of that grid.
+        most: stages at the most.
+        fold: the first stage already halves.
+
+    Source: arXiv:1904.08128 (nnU-Net's network topology).
+    """
+    size, spacing = np.array(shape, dtype=float), np.array(spacing_mm, dtype=float)
+    strides: list[Triple] = []
+    kernels: list[Triple] = []
+    while len(strides) < most:
+        near = spacing < 2 * spacing.min() + 1e-6
+        halve = near & (size >= 2 * _LEAST_MAP)
+        if not strides and not fold:
+            halve[:] = False
+        elif not halve.any() and strides:
+            break
+        d, h, w = (2 if h else 1 for h in halve)
+        strides.append((d, h, w))
+        size, spacing = size / (d, h, w), spacing * (d, h, w)
+        near = spacing < 2 * spacing.min() + 1e-6
+        kd, kh, kw = (3 if n and s >= 2 else 1 for n, s in zip(near, size, strict=True))
+        kernels.append((kd, kh, kw))
+    return tuple(strides), tuple(kernels)
+
+
+def patch_size(shape: np.ndarray, multiple: Triple, most_voxels: int) -> Triple:
+    """Return a patch like a typical case, shrunk in proportion to a number of voxels.
+
+    Args:
+        shape: of a typical case on the network's grid.
+        multiple: the patch is a multiple of it along each axis.
+        most_voxels: bound on the patch's voxels, met up to rounding.
+    """
+    size = np.array(shape, dtype=float)
+    while prod(size) > most_voxels:
+        longest = int(np.argmax(size / np.array(multiple)))
+        size[longest] -= multiple[longest]
+    d, h, w = (ceil(n / m) * m for n, m in zip(np.maximum(size, 1), multiple, strict=True))
+    return d, h, w
+
+
+def with_steps(plan: Plan, steps: int, budget_s: float | None, validations: int) -> Plan:
+    """Return the plan with so many steps, and an average of weights to suit."""
+    fit = replace(
+        plan.fit,
+        steps=steps,
+        budget_s=budget_s,
+        validations=validations,
+        # The average reaches over the last few per cent of the steps.
+        ema_decay=float(np.clip(1 - 25 / steps, 0.9, 0.999)),
+    )
+    return replace(plan, fit=fit)

@@ -1,0 +1,22 @@
+"""What the loop asks of a task; the loop knows nothing else of medicine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """One thing to learn: where batches come from, what is wrong with a prediction, how good it is."""
+
+    net: nn.Module
+
+    def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
+        """Return inputs (B, C, D, H, W) and targets of a step, the same for the same arguments."""
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar for the net as it is now."""
+
+    def validate(self, net: nn.Module) -> dict[str, float]:
+        """Return measures of a net in evaluation mode; "score" (higher is better) steers the fit."""

@@ -1,0 +1,36 @@
+"""Cross-entropy."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qinjing.errors import ConfigError
+
+
+class CrossEntropyLoss(nn.Module):
+    """Mean negative log-likelihood of the true class, per voxel.
+
+    Args:
+        label_smoothing: share of the target spread over all classes, 0 ≤ value < 1.
+
+    Raises:
+        ConfigError: `label_smoothing` is out of range.
+
+    Source: Goodfellow et al., Deep Learning (2016), section 6.2.2.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError("label_smoothing", "at least 0 and below 1", label_smoothing)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            logits: (B, K, D, H, W).
+            target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
+        """
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)

@@ -1,0 +1,77 @@
+"""The plain U-Net, as a baseline and for those who ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qinjing.errors import ConfigError
+from qinjing.nets.blocks import ConvNorm, Triple, check_stages, pad_to_multiple, total_stride
+
+
+class UNet(nn.Module):
+    """Two convolutions a level, transposed convolutions upwards, skips by concatenation.
+
+    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W.
+
+    Args:
+        in_channels: image channels.
+        classes: background included.
+        widths: channels of each stage, finest first.
+        strides: of each stage along (D, H, W); the first stage is at full resolution.
+        kernels: of each stage along (D, H, W), odd.
+
+    Raises:
+        ConfigError: widths, strides and kernels do not fit together, or the first stride is not 1.
+
+    Source: arXiv:1505.04597 (U-Net), arXiv:1606.06650 (3D U-Net).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        classes: int = 2,
+        widths: Sequence[int] = (16, 32, 64, 128),
+        strides: Sequence[Triple] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        kernels: Sequence[Triple] = ((3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    ) -> None:
+        super().__init__()
+        check_stages(widths, strides, kernels)
+        if max(strides[0]) > 1:
+            raise ConfigError("first stride", "(1, 1, 1)", strides[0], where="unet")
+        self.multiple = total_stride(strides)
+        self.encoders = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
+            before = in_channels if level == 0 else widths[level - 1]
+            shrink = [] if level == 0 else [nn.MaxPool3d(strides[level])]
+            self.encoders.append(
+                nn.Sequential(
+                    *shrink, ConvNorm(before, width, kernel), ConvNorm(width, width, kernel)
+                )
+            )
+        for level in range(len(widths) - 1):
+            width, below, stride = widths[level], widths[level + 1], strides[level + 1]
+            self.ups.append(nn.ConvTranspose3d(below, width, stride, stride))
+            self.decoders.append(
+                nn.Sequential(
+                    ConvNorm(2 * width, width, kernels[level]),
+                    ConvNorm(width, width, kernels[level]),
+                )
+            )
+        self.head = nn.Conv3d(widths[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        d, h, w = x.shape[-3:]
+        y = pad_to_multiple(x, self.multiple)
+        skips = []
+        for encoder in self.encoders:
+            y = encoder(y)
+            skips.append(y)
+        y = skips.pop()
+        for level in reversed(range(len(self.decoders))):
+            y = self.decoders[level](torch.cat([skips[level], self.ups[level](y)], dim=1))
+        return self.head(y)[..., :d, :h, :w]

@@ -1,0 +1,200 @@
+"""Segment scans with a trained model: a file, a folder, or what is in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qinjing.config import read_config
+from qinjing.data.case import Case
+from qinjing.data.preprocess import INTERPOLATION_ORDER, read_image
+from qinjing.data.resample import resampled_shape
+from qinjing.engine.checkpoint import load_model
+from qinjing.engine.device import default_device
+from qinjing.engine.infer import predict_labels_on_grid
+from qinjing.engine.plan import Plan
+from qinjing.errors import FormatError, InputError
+from qinjing.tasks.segment import all_flips, window_for
+from qinjing.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """One or several trained networks with their plan.
+
+    Attributes:
+        nets: in evaluation mode, on `device`; their probabilities are averaged.
+        plan: the plan that they were trained by.
+        device: "cpu" or "cuda".
+    """
+
+    nets: tuple[nn.Module, ...]
+    plan: Plan
+    device: str
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Segmenter:
+        """Load a run (every fold in it, as an ensemble) or a single ``fold_K`` of one.
+
+        Raises:
+            FormatError: the folder holds no trained model, or a damaged one.
+        """
+        folder = Path(folder)
+        one = (folder / "weights.safetensors").exists()
+        folds = (
+            [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
+        )
+        if not folds:
+            raise FormatError(
+                "model", "a run folder with a finished fold", "none", where=folder,
+                advice="train one with `qinjing train`",
+            )  # fmt: skip
+        plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
+        device = default_device()
+        nets = tuple(plan.execution.place(load_model(fold)).to(device) for fold in folds)
+        return cls(nets, plan, device)
+
+    def segment(
+        self,
+        image: Volume,
+        *,
+        flips: bool = False,
+        confidence: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Volume, Volume | None]:
+        """Label a scan on its own grid.
+
+        Args:
+            image: (D, H, W) or (C, D, H, W), grey values as read.
+            flips: average over mirrored copies.
+            confidence: return the winning class's probability as well.
+            progress: called with windows done and windows in all.
+
+        Returns:
+            Label values, and probabilities in 1/255 or None.
+
+        Raises:
+            GeometryError: another number of channels than the model was trained with.
+        """
+        plan = self.plan
+        canonical = image.canonical()
+        shape = resampled_shape(
+            canonical.shape, canonical.spacing_mm, plan.preprocessing.spacing_mm
+        )
+        labels, certainty = predict_labels_on_grid(
+            self.nets,
+            image,
+            window_for(shape, plan, all_flips(plan.flips) if flips else ((),)),
+            plan.classes,
+            spacing_mm=plan.preprocessing.spacing_mm,
+            normalise=plan.preprocessing.normalise,
+            order=INTERPOLATION_ORDER,
+            precision=plan.execution.precision,
+            confidence=confidence,
+            device=torch.device(self.device),
+            progress=progress,
+        )
+        values = np.array(plan.label_values, dtype=_smallest_type(plan.label_values))
+        if not np.array_equal(values, np.arange(len(values))):
+            labels = labels.with_voxels(values[labels.voxels])
+        return labels, certainty
+
+
+def predict_folder(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    flips: bool = False,
+    confidence: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Segment a file or every image of a folder; a bad one is refused and the rest goes on.
+
+    Args:
+        model: a run folder or one of its folds.
+        source: a scan, or a folder in any layout.
+        output: folder for one label map per case, named as the case.
+        flips: average over mirrored copies.
+        confidence: write ``confidence/<case>.nii.gz`` as well.
+        progress: called with cases done, cases in all and the case's id.
+
+    Returns:
+        "outputs" (paths), "refused" (case and reason), "seconds".
+
+    Raises:
+        FormatError: the model cannot be loaded.
+        LayoutError: there is nothing to segment.
+    """
+    from qinjing.data.layouts import list_images
+
+    segmenter = Segmenter.load(model)
+    found = list_images(source)
+    return segment_cases(
+        segmenter,
+        [Case(case_id, case_id, images) for case_id, images in found],
+        Path(output),
+        flips=flips,
+        confidence=confidence,
+        progress=progress,
+    )
+
+
+def segment_cases(
+    segmenter: Segmenter,
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    flips: bool = False,
+    confidence: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Segment cases into a folder; see `predict_folder`."""
+    from qinjing.data.nifti import write_nifti
+
+    start = time.monotonic()
+    written: list[str] = []
+    refused: list[dict[str, str]] = []
+    for number, case in enumerate(cases):
+        if progress:
+            progress(number, len(cases), case.case_id)
+        try:
+            image = read_image(case)
+            labels, certainty = segmenter.segment(image, flips=flips, confidence=confidence)
+            like = _grid_of(case)
+            name = f"{case.case_id}.nii.gz"
+            write_nifti(output / name, labels.restore_axes(like))
+            written.append(str(output / name))
+            if certainty is not None:
+                write_nifti(output / "confidence" / name, certainty.restore_axes(like))
+                written.append(str(output / "confidence" / name))
+        except InputError as error:
+            refused.append({"case_id": case.case_id, "reason": str(error)})
+    if progress:
+        progress(len(cases), len(cases), "")
+    return {
+        "outputs": written,
+        "refused": refused,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def _grid_of(case: Case) -> Volume:
+    """The grid of the case's file as it lies on disk, without its voxels."""
+    from qinjing.data.nifti import read_header
+
+    header = read_header(case.images[0])
+    return Volume(np.broadcast_to(np.zeros((), np.uint8), header.shape[-3:]), header.affine)
+
+
+def _smallest_type(values: Sequence[int]) -> type[np.generic]:
+    if min(values) < 0:
+        return np.int16 if max(values) < 2**15 else np.int32
+    return np.uint8 if max(values) < 2**8 else np.uint16

@@ -1,0 +1,173 @@
+"""Measure what a plan costs here, in a process of its own.
+
+A fresh process shows the true peak of memory, and leaves nothing behind in the one that trains.
+It is started with a request as JSON on standard input, and answers with JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from qinjing.config import from_json
+from qinjing.engine.device import Execution, candidates
+from qinjing.engine.plan import Plan, Predicted
+from qinjing.errors import QinjingError
+
+_SECONDS = 3.0  # of timed steps per way of running, one at least
+_CASE_OVERHEAD_S = 0.05  # reading, resampling and writing a small case
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a probing process is asked.
+
+    Attributes:
+        kind: what to time.
+        plan: with the execution to try.
+        shape: of the largest case on the plan's grid ("train") or its own ("predict").
+        spacing_mm: of that case, "predict" only.
+    """
+
+    kind: Literal["train", "predict"]
+    plan: Plan
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+
+def fastest(plan: Plan, shape: tuple[int, int, int]) -> Plan:
+    """Time a step in every precision and memory format and return the plan with the fastest.
+
+    Args:
+        plan: with everything decided but the execution.
+        shape: of the largest case on the plan's grid.
+
+    Raises:
+        QinjingError: no way of running works on this machine.
+    """
+    timings = []
+    for execution in candidates(plan.execution.device):
+        trial = replace(plan, execution=execution, timings=(), predicted=None)
+        answer = _ask(_Request("train", trial, shape, plan.preprocessing.spacing_mm))
+        if answer is not None:
+            timings.append({**asdict(execution), **answer})
+    if not timings:
+        raise QinjingError("no precision or memory format could run one training step")
+    best = min(timings, key=lambda timing: timing["step_s"])
+    names = Execution.__dataclass_fields__
+    execution = Execution(**{name: best[name] for name in names})
+    return replace(plan, execution=execution, timings=tuple(timings))
+
+
+def predict_costs(
+    plan: Plan,
+    largest: tuple[tuple[int, int, int], tuple[float, float, float]],
+    cache_gib: float,
+    training_s: float,
+) -> Plan:
+    """Return the plan with its predicted costs.
+
+    Args:
+        plan: as `fastest` returned it.
+        largest: shape and spacing of the largest case as it lies on disk.
+        cache_gib: of prepared cases, which are mapped into memory.
+        training_s: wall seconds of one fold.
+    """
+    answer = _ask(_Request("predict", plan, *largest))
+    best = min(plan.timings, key=lambda timing: timing["step_s"])
+    if answer is None:
+        raise QinjingError(
+            "a trial prediction failed; is there enough memory for the largest case?"
+        )
+    return replace(
+        plan,
+        predicted=Predicted(
+            step_s=best["step_s"],
+            training_s=round(training_s, 1),
+            training_memory_gib=round(best["memory_gib"] + cache_gib, 3),
+            predicting_s=round(answer["seconds"], 3),
+            predicting_memory_gib=answer["memory_gib"],
+        ),
+    )
+
+
+def _ask(request: _Request) -> dict[str, Any] | None:
+    """Answer of a fresh process, or None where it died (out of memory, unsupported)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qinjing.tasks.probe"],
+        input=json.dumps(asdict(request)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return None
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _answer(request: _Request) -> dict[str, Any]:
+    import torch
+
+    from qinjing.engine.device import peak_memory_gib
+
+    torch.set_num_threads(request.plan.threads)
+    measure = _time_steps if request.kind == "train" else _time_case
+    return {**measure(request), "memory_gib": round(peak_memory_gib(), 3)}
+
+
+def _time_steps(request: _Request) -> dict[str, float]:
+    """Seconds of a training step and of validating the largest case."""
+    import qinjing.tasks.train  # noqa: F401  (its imports are part of the memory)
+    from qinjing.engine.fit import timed_steps
+    from qinjing.tasks.segment import SegmentTask
+
+    case = _made_up_case(request)
+    task = SegmentTask(request.plan.model.build(), request.plan, [case], [case], seed=0)
+    step_s = timed_steps(task, request.plan.fit, request.plan.execution, _SECONDS)
+    start = time.perf_counter()
+    task.validate(task.net.eval())
+    return {"step_s": round(step_s, 4), "validation_s": round(time.perf_counter() - start, 4)}
+
+
+def _time_case(request: _Request) -> dict[str, float]:
+    """Seconds to segment the largest case from its own grid and back."""
+    import qinjing.data.nifti  # noqa: F401  (its imports are part of the memory)
+    from qinjing.tasks.predict import Segmenter
+    from qinjing.volume import Volume
+
+    plan = request.plan
+    net = plan.execution.place(plan.model.build()).eval()
+    rng = np.random.default_rng(0)
+    channels = len(plan.preprocessing.normalisation)
+    voxels = rng.standard_normal((channels, *request.shape), dtype=np.float32)
+    volume = Volume(voxels, np.diag([*request.spacing_mm, 1.0])[[2, 1, 0, 3]])
+    segmenter = Segmenter((net,), plan, plan.execution.device)
+    start = time.perf_counter()
+    segmenter.segment(volume, confidence=True)
+    return {"seconds": round(time.perf_counter() - start + _CASE_OVERHEAD_S, 4)}
+
+
+def _made_up_case(request: _Request) -> Any:
+    """A case of the largest size with every class in it."""
+    from qinjing.data.cache import CachedCase
+
+    rng = np.random.default_rng(0)
+    channels = len(request.plan.preprocessing.normalisation)
+    image = rng.standard_normal((channels, *request.shape), dtype=np.float32)
+    label = rng.integers(0, request.plan.classes, request.shape, dtype=np.uint8)
+    places = tuple(
+        np.argwhere(label == index)[:100].astype(np.int32)
+        for index in range(1, request.plan.classes)
+    )
+    return CachedCase("probe", image, label, places)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(from_json(json.load(sys.stdin), _Request))))

@@ -1,0 +1,125 @@
+"""Segmentation: what a batch, a loss and a validation are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qinjing import registry
+from qinjing.data.cache import CachedCase
+from qinjing.data.patches import batch_of_patches, draw_cases
+from qinjing.data.transforms import augmentation_from_config
+from qinjing.engine import parallel
+from qinjing.engine.infer import Window, predict_volume
+from qinjing.engine.plan import Plan
+from qinjing.losses import LOSSES, deep_supervision
+
+# A volume up to so many times the patch is predicted in one window: no seams, no overlap.
+_ONE_WINDOW = 2.0
+_OVERLAP = 0.5
+
+
+class SegmentTask:
+    """Learn to label voxels.
+
+    Args:
+        net: maps (B, C, D, H, W) to logits (B, K, D, H, W); while training it may return a tuple,
+            full resolution first.
+        plan: patches, batch, augmentation and loss.
+        train: cases to draw patches from.
+        validation: cases to measure on.
+        seed: with a step and a rank it decides every draw.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        plan: Plan,
+        train: Sequence[CachedCase],
+        validation: Sequence[CachedCase],
+        seed: int,
+    ) -> None:
+        self.net = net
+        self.plan = plan
+        self.train = train
+        self.validation = validation
+        self.seed = seed
+        self.augmentation = augmentation_from_config(plan.augmentation)
+        self.criterion = registry.build(LOSSES, "loss", plan.loss)
+
+    def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
+        """Return augmented patches (B, C, D, H, W) float32 and classes (B, D, H, W) int64."""
+        size = self.plan.batch_size
+        across = step * parallel.world_size() + rank  # processes share an epoch between them
+        picks = draw_cases(len(self.train), size, across, self.seed)
+        rng = np.random.default_rng((self.seed, 2, step, rank))
+        cases = [self.train[pick] for pick in picks]
+        images, labels = batch_of_patches(rng, cases, self.plan.patch_size, self.plan.foreground)
+        drawn = self.augmentation.draw(rng, size)
+        device = self.plan.execution.device
+        images, labels = self.augmentation.apply(images.to(device), labels.to(device), drawn)
+        return images, labels.long()
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the plan's loss, at every resolution that the net returns."""
+        outputs = self.net(inputs)
+        if isinstance(outputs, Tensor):
+            return self.criterion(outputs.float(), targets)
+        return deep_supervision(self.criterion, outputs, targets)
+
+    def validate(self, net: nn.Module) -> dict[str, float]:
+        """Return each class's mean Dice over the validation cases, and their mean as "score".
+
+        Cases where a class is neither there nor predicted do not count for it.
+        """
+        dice = np.array([self._dice(net, case) for case in self.validation])
+        known = ~np.isnan(dice)
+        means = np.where(known, dice, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        measures = {
+            f"dice_{value}": round(float(mean), 5)
+            for value, mean in zip(self.plan.label_values[1:], means, strict=True)
+        }
+        return {**measures, "score": round(float(means.mean()), 5)}
+
+    def _dice(self, net: nn.Module, case: CachedCase) -> list[float]:
+        image = torch.from_numpy(np.array(case.image))
+        window = window_for(image.shape[1:], self.plan)
+        execution = self.plan.execution
+        found = predict_volume(
+            [net],
+            image,
+            window,
+            self.plan.classes,
+            precision=execution.precision,
+            device=torch.device(execution.device),
+        ).labels
+        scores = []
+        for index in range(1, self.plan.classes):
+            ours, truth = found == index, case.label == index
+            total = int(ours.sum()) + int(truth.sum())
+            scores.append(2 * int((ours & truth).sum()) / total if total else float("nan"))
+        return scores
+
+
+def window_for(
+    shape: Sequence[int], plan: Plan, flips: tuple[tuple[int, ...], ...] = ((),)
+) -> Window:
+    """Return how to cut a volume of `shape` (D, H, W) on the plan's grid."""
+    whole = tuple(max(n, p) for n, p in zip(shape, plan.patch_size, strict=True))
+    if prod(whole) <= _ONE_WINDOW * prod(plan.patch_size):
+        d, h, w = (-(-n // 8) * 8 if n != p else p
+                   for n, p in zip(whole, plan.patch_size, strict=True))  # fmt: skip
+        return Window((d, h, w), flips=flips)
+    return Window(plan.patch_size, overlap=_OVERLAP, flips=flips)
+
+
+def all_flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return every combination of mirrored axes, none first."""
+    combinations: list[tuple[int, ...]] = [()]
+    for axis in axes:
+        combinations += [(*flip, axis) for flip in combinations]
+    return tuple(combinations)
