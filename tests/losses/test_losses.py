@@ -1,0 +1,62 @@
+"""Losses against MONAI's, torch's and values computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qinjing.errors import ConfigError
+from qinjing.losses import LOSSES, CrossEntropyLoss, DiceLoss, deep_supervision
+
+LOGITS = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+TARGET = torch.randint(0, 3, (2, 4, 5, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("per_batch", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+def test_dice_equals_monais(per_batch: bool, background: bool) -> None:
+    monai = pytest.importorskip("monai.losses")
+    peer = monai.DiceLoss(
+        include_background=background, softmax=True, to_onehot_y=True, batch=per_batch,
+        smooth_nr=1.0, smooth_dr=1.0,
+    )  # fmt: skip
+    ours = DiceLoss(1.0, per_batch, background)(LOGITS, TARGET)
+    torch.testing.assert_close(ours, peer(LOGITS, TARGET[:, None]))
+
+
+def test_dice_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [100.0, -100.0]]).T.reshape(1, 2, 1, 1, 2)
+    # Class 1 has probability 1/2 in the first voxel, 0 in the second; truth is 1 in both.
+    target = torch.ones(1, 1, 1, 2, dtype=torch.int64)
+    loss = DiceLoss(smooth=0.0)(logits, target)
+    assert float(loss) == pytest.approx(1 - 2 * 0.5 / (0.5 + 2))
+    with pytest.raises(ConfigError, match="smooth"):
+        DiceLoss(smooth=-1.0)
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = torch.log(torch.tensor([0.2, 0.8])).reshape(1, 2, 1, 1, 1)
+    loss = CrossEntropyLoss()(logits, torch.ones(1, 1, 1, 1, dtype=torch.int64))
+    assert float(loss) == pytest.approx(0.2231436, abs=1e-6)  # −ln 0.8
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        CrossEntropyLoss(1.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_sure_right_answer_costs_nothing_and_gradients_are_right(name: str) -> None:
+    loss = LOSSES[name]()
+    sure = torch.nn.functional.one_hot(TARGET, 3).movedim(-1, 1).float() * 200
+    assert float(loss(sure, TARGET)) == pytest.approx(0, abs=1e-5)
+    small = LOGITS[:1, :, :2, :2, :2].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, TARGET[:1, :2, :2, :2]), (small,))
+
+
+def test_deep_supervision_weighs_by_halves_and_picks_block_centres() -> None:
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    target[:, 1::2, 1::2, 1::2] = 1  # just the places that stand for each block
+    fine = torch.zeros(1, 2, 4, 4, 4)
+    coarse = torch.zeros(1, 2, 2, 2, 2)
+    coarse[:, 1] = 100.0
+    loss = CrossEntropyLoss()
+    expected = 2 / 3 * float(loss(fine, target)) + 1 / 3 * 0.0
+    assert float(deep_supervision(loss, (fine, coarse), target)) == pytest.approx(expected, abs=1e-6)
