@@ -437,7 +437,8 @@ def write_dataset(folder: str | Path, cases: int = 24, seed: int = 0) -> Path:
     """Write labelled phantoms in the layout of the Medical Segmentation Decathlon.
 
     Vendors take turns. Each case has its own random stream, so a longer data set begins with the
-    cases of a shorter one. `participants.tsv` names the vendor of each case.
+    cases of a shorter one. `participants.tsv` names the vendor of each case, also
+    as the group that splits are stratified by.
 
     Args:
         folder: made where it is not there.
@@ -453,7 +454,7 @@ def write_dataset(folder: str | Path, cases: int = 24, seed: int = 0) -> Path:
     if cases < 1:
         raise ConfigError("cases", "at least 1", cases)
     folder = Path(folder)
-    rows = ["participant_id\tvendor\tslice_mm\tlesions"]
+    rows = ["participant_id\tvendor\tgroup\tslice_mm\tlesions"]
     training = []
     for index in range(cases):
         name = f"phantom_{index:03d}"
@@ -465,7 +466,7 @@ def write_dataset(folder: str | Path, cases: int = 24, seed: int = 0) -> Path:
         _write_nifti(folder / "imagesTr" / f"{name}.nii.gz", image.with_voxels(stored))
         _write_nifti(folder / "labelsTr" / f"{name}.nii.gz", label)
         lesions = sum(item.tissue == "lesion" for item in parameters.structures)
-        rows.append(f"{name}\t{vendor}\t{parameters.vendor.slice_mm}\t{lesions}")
+        rows.append(f"{name}\t{vendor}\t{vendor}\t{parameters.vendor.slice_mm}\t{lesions}")
         training.append(
             {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
         )
