@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,5 +20,5 @@ class Recipe:
 
     name: str
     spacing_mm: tuple[float, float, float] | None
-    augmentation: tuple[Mapping[str, Any], ...]
+    augmentation: tuple[dict[str, Any], ...]
     source: str
