@@ -1,7 +1,7 @@
 """Prepared cases on disk: written once, mapped into memory while training.
 
-A case is two raw arrays and one line of JSON. Nothing but NumPy is needed to read them, so that a bare
-GPU node can train from a folder that was prepared elsewhere.
+A case is two raw arrays and one line of JSON. Nothing but NumPy is needed to read them, so that a
+bare GPU node can train from a folder that was prepared elsewhere.
 """
 
 from __future__ import annotations

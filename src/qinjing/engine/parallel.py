@@ -19,7 +19,7 @@ from torch import nn
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the process group that `torchrun` describes, if there is one, and leave it at the end."""
+    """Join the process group that `torchrun` describes, if any, and leave it at the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield
         return

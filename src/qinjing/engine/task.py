@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """One thing to learn: where batches come from, what is wrong with a prediction, how good it is."""
+    """One thing to learn: where batches come from, what a prediction costs, how good it is."""
 
     net: nn.Module
 
@@ -19,4 +19,4 @@ class Task(Protocol):
         """Return a scalar for the net as it is now."""
 
     def validate(self, net: nn.Module) -> dict[str, float]:
-        """Return measures of a net in evaluation mode; "score" (higher is better) steers the fit."""
+        """Return measures of a net in evaluation mode; "score" (higher: better) steers the fit."""

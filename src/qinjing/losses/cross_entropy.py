@@ -17,7 +17,7 @@ class CrossEntropyLoss(nn.Module):
     Raises:
         ConfigError: `label_smoothing` is out of range.
 
-    Source: Goodfellow et al., Deep Learning (2016), section 6.2.2.
+    Source: Goodfellow et al., Deep Learning (2016), ISBN 978-0-262-03561-3, section 6.2.2.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

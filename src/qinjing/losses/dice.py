@@ -12,8 +12,8 @@ from qinjing.errors import ConfigError
 class DiceLoss(nn.Module):
     """One minus the soft Dice coefficient, averaged over foreground classes.
 
-    L = 1 − (2 Σ y ŷ + s) / (Σ y + Σ ŷ + s), the sums running over voxels and, with `per_batch`, over
-    the samples of the batch as well, which steadies classes that are absent from some patches.
+    L = 1 − (2 Σ y ŷ + s) / (Σ y + Σ ŷ + s), the sums running over voxels and, with `per_batch`,
+    over the samples of the batch as well, which steadies classes that some patches lack.
 
     Args:
         smooth: s, at least 0.

@@ -86,7 +86,9 @@ class SubvoxelUNet(nn.Module):
             self.deep_heads.append(nn.Conv3d(width, classes, 1))
         self.head = nn.Sequential(
             ConvNorm(widths[0] + folded, widths[0], kernels[0]),
-            nn.Conv3d(widths[0], classes * prod(self.fold), kernels[0], padding=same_padding(kernels[0])),
+            nn.Conv3d(
+                widths[0], classes * prod(self.fold), kernels[0], padding=same_padding(kernels[0])
+            ),
         )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
