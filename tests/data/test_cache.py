@@ -71,7 +71,9 @@ def test_the_fingerprint_is_what_numpy_measures(case: Case, tmp_path: Path) -> N
     assert seen.cases[0].label_voxels == {0: 900, 7: 60}
     inside = image.voxels[0][label.voxels == 7]
     assert seen.intensities[0].mean == pytest.approx(float(inside.mean()), rel=1e-5)
-    assert seen.intensities[0].percentile_99_5 == pytest.approx(np.percentile(inside, 99.5), rel=1e-5)
+    assert seen.intensities[0].percentile_99_5 == pytest.approx(
+        np.percentile(inside, 99.5), rel=1e-5
+    )
 
 
 def test_label_on_another_grid_is_refused(case: Case, tmp_path: Path) -> None:

@@ -59,4 +59,6 @@ def test_deep_supervision_weighs_by_halves_and_picks_block_centres() -> None:
     coarse[:, 1] = 100.0
     loss = CrossEntropyLoss()
     expected = 2 / 3 * float(loss(fine, target)) + 1 / 3 * 0.0
-    assert float(deep_supervision(loss, (fine, coarse), target)) == pytest.approx(expected, abs=1e-6)
+    assert float(deep_supervision(loss, (fine, coarse), target)) == pytest.approx(
+        expected, abs=1e-6
+    )
