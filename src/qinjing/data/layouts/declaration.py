@@ -62,10 +62,11 @@ def path_inside(root: Path, value: Any, name: str, where: Path) -> Path:
     text = as_text(value, name, where)
     if any(len(part.encode()) > 255 for part in text.split("/")):
         raise LayoutError(name, "a path of at most 255 bytes a part", text, where=where)
-    whole = Path(os.path.normpath(root.absolute() / text))
-    if not whole.is_relative_to(root.absolute()) or whole == root.absolute():
+    base = Path(os.path.normpath(root.absolute()))
+    whole = Path(os.path.normpath(base / text))
+    if not whole.is_relative_to(base) or whole == base:
         raise LayoutError(name, "a path inside the data set's folder", text, where=where)
-    return root / whole.relative_to(root.absolute())
+    return root / whole.relative_to(base)
 
 
 def parse_labels(value: Any, where: Path) -> dict[int, str]:
