@@ -35,11 +35,12 @@ class Plan(Command):
         """Plan; the plan."""
         from qinjing.config import write_json
         from qinjing.cli.watch import watch
-        from qinjing.tasks.train import Overrides, plan_dataset
+        from qinjing.tasks.train import plan_dataset
 
+        overrides = _overrides(net=self.net)
         with watch() as tell:
             plan = plan_dataset(
-                self.dataset, budget_s=self.budget_s, overrides=Overrides(net=self.net), tell=tell
+                self.dataset, budget_s=self.budget_s, overrides=overrides, tell=tell
             )
         write_json(self.output, plan)
         record(self, "plan", {"dataset": self.dataset}, [self.output])
@@ -47,8 +48,9 @@ class Plan(Command):
         return content | {"output": str(self.output)}
 
     def text(self, result: Mapping[str, Any]) -> str:
-        """The plan, one line a field."""
-        return show.pairs(result)
+        """The plan, one line a field, the expected costs opened."""
+        predicted = result.get("predicted") or {}
+        return show.pairs({key: one for key, one in result.items() if key != "timings"} | predicted)
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,15 @@ class Train(Command):
             "--steps", metavar="N", parse=at_least(1, "--steps"), help="instead of a budget"
         ),
     )
+    track: tuple[str, ...] = field(
+        default=(),
+        metadata=argument("--track", metavar="NAME", help="tensorboard, mlflow or both, offline"),
+    )
 
     def run(self) -> dict[str, Any]:
         """Train; what was reached. The library leaves the evidence."""
         from qinjing.cli.watch import watch
-        from qinjing.recipes import overrides
+        from qinjing.tasks.track import track
         from qinjing.tasks.train import TrainConfig, train
 
         config = TrainConfig(
@@ -118,14 +124,24 @@ class Train(Command):
             resume=self.resume,
             splits=self.splits,
             plan=self.plan,
-            overrides=overrides(self.recipe, net=self.net, loss=self.loss, steps=self.steps),
+            overrides=_overrides(self.recipe, net=self.net, loss=self.loss, steps=self.steps),
         )
-        with watch() as tell:
+        with watch() as show_it, track(self.track, self.output) as log_it:
+
+            def tell(kind: str, fields: dict[str, Any]) -> None:
+                show_it(kind, fields)
+                log_it(kind, fields)
+
             return train(config, tell)
 
     def text(self, result: Mapping[str, Any]) -> str:
-        """What was reached."""
-        return show.pairs(result)
+        """What each fold reached."""
+        rows = [
+            (one["fold"], one["steps"], f"{one['training_s']:.0f} s", one["dice"])
+            for one in result["folds"]
+        ]
+        lines = [show.table(("fold", "steps", "time", "mean foreground Dice"), rows)]
+        return "\n".join([*lines, f"{result['seconds']:.0f} s in all; model: {result['output']}"])
 
     def refusals(self, result: Mapping[str, Any]) -> list[str]:
         """Each case that could not be trained on."""
@@ -154,6 +170,19 @@ class Predict(Command):
     )
     confidence: bool = field(
         default=False, metadata=argument("--confidence", help="write confidence maps as well")
+    )
+    largest: bool = field(
+        default=False,
+        metadata=argument("--largest", help="keep only the largest component of each label"),
+    )
+    min_volume_ml: float = field(
+        default=0.0,
+        metadata=argument(
+            "--min-volume-ml",
+            metavar="ML",
+            parse=at_least(0.0, "--min-volume-ml", float),
+            help="drop components below this volume",
+        ),  # fmt: skip
     )
 
     def run(self) -> dict[str, Any]:
@@ -193,3 +222,20 @@ def _model_files(model: Path) -> dict[str, Path]:
     root, folds = (model.parent, model.name) if one else (model, "fold_*")
     read = ("plan.json", f"{folds}/model.json", f"{folds}/weights.safetensors")
     return files_of("model", root, *read)
+
+
+def _overrides(recipe: str | None = None, **options: Any) -> Any:
+    """Turn names into what the plan is overridden by.
+
+    Raises:
+        ConfigError: a name that no table holds, said before the data set is read.
+    """
+    from qinjing.losses import LOSSES
+    from qinjing.nets import NETS
+    from qinjing.recipes import overrides
+    from qinjing.registry import build
+
+    for kind, table in (("net", NETS), ("loss", LOSSES)):
+        if options.get(kind) is not None:
+            build(table, kind, options[kind])
+    return overrides(recipe, **options)

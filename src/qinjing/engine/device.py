@@ -48,6 +48,7 @@ class Execution:
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled):
             yield
 
+
 def default_device() -> str:
     """Return "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

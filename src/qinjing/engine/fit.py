@@ -24,6 +24,8 @@ from qinjing.engine.log import EventLog
 from qinjing.engine.task import Task
 from qinjing.errors import ConfigError
 
+_SETTLED = 0.3  # share of the schedule before which a score says nothing of a plateau
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -278,6 +280,8 @@ def _is_due(progress: Progress, config: FitConfig) -> bool:
 def _watch_plateau(progress: Progress, score: float, config: FitConfig) -> None:
     """Cool down at once where the score has stopped rising."""
     progress.score = score
+    if progress.share(progress.step) < _SETTLED:
+        return
     progress.stale = 0 if score > progress.best else progress.stale + 1
     progress.best = max(progress.best, score)
     if progress.stale >= config.patience and progress.step < progress.steps:

@@ -1,7 +1,7 @@
 """From a fingerprint to a plan: every choice that a person would otherwise make by hand.
 
 The rules are few and each has its reason beside it. What a rule cannot know (how fast this machine
-runs which precision, how much memory a step takes) is measured by a probe and written in afterwards.
+runs which precision, how much memory a step takes) is measured by a probe and written in after.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from qinjing.engine.fit import FitConfig
 from qinjing.nets.blocks import Triple, total_stride
 
 _ANISOTROPY = 3.0  # spacing ratio above which slices count as thick, as in nnU-Net
-# No mirroring. On the hippocampus 400 steps without it reach Dice 0.860 and 600 with it 0.827: a short
-# budget is better spent on anatomy as it lies, and left and right stay apart.
+# No mirroring. On the hippocampus 400 steps without it reach Dice 0.860 and 600 with it 0.827: a
+# short budget is better spent on anatomy as it lies, and left and right stay apart.
 _MIRROR: tuple[int, ...] = ()
 _LEAST_MAP = 4  # voxels of the coarsest feature map along each axis
 # Voxels in a patch and in a batch, by device. On a CPU a step should take well under a second, so that

@@ -114,6 +114,8 @@ def predict_folder(
     *,
     flips: bool = False,
     confidence: bool = False,
+    largest: bool = False,
+    min_volume_ml: float = 0.0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Segment a file or every image of a folder; a bad one is refused and the rest goes on.
@@ -124,6 +126,8 @@ def predict_folder(
         output: folder for one label map per case, named as the case.
         flips: average over mirrored copies.
         confidence: write ``confidence/<case>.nii.gz`` as well.
+        largest: keep only the largest component of each label.
+        min_volume_ml: drop components below this volume.
         progress: called with cases done, cases in all and the case's id.
 
     Returns:
@@ -143,6 +147,8 @@ def predict_folder(
         Path(output),
         flips=flips,
         confidence=confidence,
+        largest=largest,
+        min_volume_ml=min_volume_ml,
         progress=progress,
     )
 
@@ -154,6 +160,8 @@ def segment_cases(
     *,
     flips: bool = False,
     confidence: bool = False,
+    largest: bool = False,
+    min_volume_ml: float = 0.0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Segment cases into a folder; see `predict_folder`."""
@@ -168,6 +176,7 @@ def segment_cases(
         try:
             image = read_image(case)
             labels, certainty = segmenter.segment(image, flips=flips, confidence=confidence)
+            labels = _cleaned(labels, segmenter.plan, largest, min_volume_ml)
             like = _grid_of(case)
             name = f"{case.case_id}.nii.gz"
             write_nifti(output / name, labels.restore_axes(like))
@@ -184,6 +193,15 @@ def segment_cases(
         "refused": refused,
         "seconds": round(time.monotonic() - start, 2),
     }
+
+
+def _cleaned(labels: Volume, plan: Plan, largest: bool, min_volume_ml: float) -> Volume:
+    if not largest and not min_volume_ml:
+        return labels
+    from qinjing.data.components import keep_components
+
+    kept = plan.label_values[1:] if largest else ()
+    return keep_components(labels, min_volume_ml=min_volume_ml, largest=kept)
 
 
 def _grid_of(case: Case) -> Volume:

@@ -176,7 +176,8 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
 
 def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
-    _claim(config)
+    if parallel.is_first():
+        _claim(config)
     opened, cases, refused = _checked(config.dataset, tell)
     splits = _splits(config, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
@@ -292,8 +293,7 @@ def _claim(config: TrainConfig) -> None:
             "output", "a new folder", "a run", where=config.output,
             advice="add --resume to go on with it, or choose another folder",
         )  # fmt: skip
-    if parallel.is_first():
-        write_json(path, wanted)
+    write_json(path, wanted)
 
 
 def _plain(value: Any) -> Any:
