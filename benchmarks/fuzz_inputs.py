@@ -44,7 +44,7 @@ from qinjing.data.splits import make_splits, read_splits, write_splits
 from qinjing.errors import InputError
 from qinjing.volume import Volume
 
-LIMIT_S = 5.0
+LIMIT_S = 10.0
 LAYOUTS = ("msd", "nnunet", "monai", "plain", "bids")
 
 
