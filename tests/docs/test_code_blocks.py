@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +22,21 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: one fold, trained for some seconds."""
-    folder = tmp_path_factory.mktemp("given") / "run"
-    command = ["train", "-i", str(phantom), "-o", str(folder), "--budget", "8s", "--fold", "0"]
-    run = subprocess.run(
-        [sys.executable, "-m", "qinjing", *command], capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the commands of the README were run, with a trained model."""
+    folder = tmp_path_factory.mktemp("readme")
+    run_page(read_page(PROJECT / "README.md"), folder)
     return folder
+
+
+def run_page(page: Page, folder: Path) -> None:
+    """Run the blocks of a page in their order."""
+    for block in page.blocks:
+        if block.not_run:
+            continue
+        run = run_block(block, folder)
+        said = f"{page.name}:{block.line}\n{block.code}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+        assert run.returncode == 0, said
 
 
 @pytest.mark.parametrize(
@@ -43,15 +47,17 @@ def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_page_runs(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if page.name == "README.md":
+        request.getfixturevalue("readme")
+        return
     for what, name in page.given:
-        source = request.getfixturevalue({"phantom": "phantom", "run": "trained"}[what])
+        source = (
+            request.getfixturevalue("phantom")
+            if what == "phantom"
+            else request.getfixturevalue("readme") / "run"
+        )
         shutil.copytree(source, tmp_path / name)
-    for block in page.blocks:
-        if block.not_run:
-            continue
-        run = run_block(block, tmp_path)
-        said = f"{page.name}:{block.line}\n{block.code}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
-        assert run.returncode == 0, said
+    run_page(page, tmp_path)
 
 
 def test_blocks_are_left_out_for_few_reasons_and_seldom() -> None:
