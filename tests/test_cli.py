@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,13 @@ def test_the_fixed_words_are_understood(line: str, as_json: bool) -> None:
 
 def test_every_command_is_among_the_fixed_words() -> None:
     assert all(any(line.startswith(name) for line in FIXED_WORDS) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_is_used(name: str) -> None:
+    """An option that is read and then forgotten would be a silent lie."""
+    run = inspect.getsource(COMMANDS[name].run)
+    assert [item.name for item in fields(COMMANDS[name]) if f"self.{item.name}" not in run] == []
 
 
 def test_values_reach_the_command() -> None:

@@ -33,8 +33,8 @@ class Plan(Command):
 
     def run(self) -> dict[str, Any]:
         """Plan; the plan."""
-        from qinjing.config import write_json
         from qinjing.cli.watch import watch
+        from qinjing.config import write_json
         from qinjing.tasks.train import plan_dataset
 
         overrides = _overrides(net=self.net)
@@ -182,7 +182,7 @@ class Predict(Command):
             metavar="ML",
             parse=at_least(0.0, "--min-volume-ml", float),
             help="drop components below this volume",
-        ),  # fmt: skip
+        ),
     )
 
     def run(self) -> dict[str, Any]:
@@ -197,6 +197,8 @@ class Predict(Command):
                 self.output,
                 flips=self.flips,
                 confidence=self.confidence,
+                largest=self.largest,
+                min_volume_ml=self.min_volume_ml,
                 progress=show_progress,
             )
         if result["outputs"]:
