@@ -27,7 +27,7 @@ def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
                 say(line)
         elif kind == "step":
             if bar is None or bar.n > fields["step"]:
-                bar = tqdm(total=fields["steps"], unit="step", file=sys.stderr, mininterval=1.0,
+                bar = tqdm(total=fields["steps"], unit="step", file=sys.stderr, disable=None,
                            desc=f"fold {fields['fold']}", initial=fields["step"])  # fmt: skip
             bar.total = fields["steps"]
             bar.set_postfix(loss=f"{fields['loss']:.3f}", refresh=False)
