@@ -93,14 +93,16 @@ def focus(
 
 
 def _deepest(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
-    """Return the voxel of `mask` that lies farthest from its surface."""
+    """Return the voxel of `mask` that lies farthest from its surface, the middle one of equals."""
     from scipy.ndimage import distance_transform_edt
 
     occupied = np.argwhere(mask)
     low, high = occupied.min(axis=0), occupied.max(axis=0) + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     distance = distance_transform_edt(np.pad(mask[box], 1), sampling=spacing_mm)
-    index = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    equals = np.argwhere(distance >= distance.max() - 1e-6)
+    offsets = (equals - equals.mean(axis=0)) * np.array(spacing_mm)
+    index = equals[int(np.argmin((offsets**2).sum(axis=1)))]
     d, h, w = (int(i) - 1 + int(a) for i, a in zip(index, low, strict=True))
     return d, h, w
 
