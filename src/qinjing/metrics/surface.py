@@ -248,8 +248,12 @@ def _nearest_mm(
     left = np.flatnonzero(present[labels])
     points, wanted = source_points[left], labels[left]
     ends = np.append(np.flatnonzero(np.diff(step_mm)) + 1, step_mm.size)  # of equal distances
-    start = 0
+    start, mark, before = 0, 64, left.size
     while left.size and start < steps.size:
+        if start >= mark:  # far apart: most of what is left would look around in vain
+            if left.size > 0.9 * before:
+                break
+            mark, before = 2 * mark, left.size
         if left.size > _FEW:
             stop = int(ends[np.searchsorted(ends, start, side="right")])
             hit = flat[points + steps[start]] == wanted
