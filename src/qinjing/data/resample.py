@@ -22,7 +22,7 @@ _BLOCK_ELEMENTS = 1 << 22  # of the output, so that temporaries stay at some 16 
 
 def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
-) -> tuple[int, ...]:
+) -> tuple[int, int, int]:
     """Return the grid's shape at a new spacing, first voxel centres shared.
 
     Args:
@@ -41,10 +41,11 @@ def resampled_shape(
     for name, spacing in (("spacing_mm", spacing_mm), ("new_spacing_mm", new_spacing_mm)):
         if not all(np.isfinite(s) and s > 0 for s in spacing):
             raise ConfigError(name, "positive and finite", tuple(spacing))
-    return tuple(
+    d, h, w = (
         max(1, int(np.round((n - 1) * old / new + 1.0)))
         for n, old, new in zip(shape, spacing_mm, new_spacing_mm, strict=True)
     )
+    return d, h, w
 
 
 def axis_taps(length: int, out_length: int, scale: float, order: int) -> tuple[Tensor, Tensor]:

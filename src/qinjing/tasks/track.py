@@ -10,7 +10,7 @@ from typing import Any
 from qinjing import registry
 from qinjing.errors import ConfigError
 
-Log = Callable[[str, float, int], None]
+Log = Callable[..., Any]  # (name, value, step)
 Tell = Callable[[str, dict[str, Any]], None]
 
 
@@ -19,7 +19,7 @@ def _tensorboard(folder: Path) -> Iterator[Log]:
     """Event files in ``RUN/tensorboard``, for `tensorboard --logdir`."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
         yield writer.add_scalar
 
 

@@ -1,0 +1,180 @@
+"""The main road on a small data set written here: refusals, folds, resuming, ensembles, evidence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qinjing import evidence
+from qinjing.config import read_config, read_json, write_json
+from qinjing.data.layouts import open_dataset
+from qinjing.data.nifti import read_nifti, write_nifti
+from qinjing.engine.checkpoint import ModelCard
+from qinjing.engine.plan import Plan, make_plan, with_steps
+from qinjing.errors import ConfigError, FormatError, LayoutError
+from qinjing.tasks.predict import predict_folder
+from qinjing.tasks.segment import all_flips, window_for
+from qinjing.tasks.train import Overrides, TrainConfig, measure, plan_dataset, train
+from qinjing.volume import Volume
+
+# Sagittal voxels, so that canonical order differs from the file's; labels that are not 0, 1, 2.
+AFFINE = np.array([[0, 0, -1.5, 40], [0, -1, 0, 30], [-1, 0, 0, 20], [0, 0, 0, 1.0]])
+
+
+def write_case(folder: Path, name: str, seed: int, *, broken: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    d, h, w = np.ogrid[:16, :20, :12]
+    centre = rng.uniform(6, 10, 3)
+    far = (d - centre[0]) ** 2 + (h - centre[1]) ** 2 + (w - centre[2]) ** 2
+    label = np.where(far < 9, 5, np.where(far < 25, 2, 0)).astype(np.uint8)
+    image = (200 * (label > 0) + 150 * (label == 5) + rng.normal(0, 20, label.shape)).astype(np.int16)
+    if broken:
+        image = np.full_like(image, 3)
+    write_nifti(folder / "images" / f"{name}.nii.gz", Volume(image, AFFINE))
+    write_nifti(folder / "labels" / f"{name}.nii.gz", Volume(label, AFFINE))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    for number in range(6):
+        write_case(folder, f"case{number}", number)
+    write_case(folder, "flat", 9, broken=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    opened = open_dataset(dataset)
+    cases = [case for case in opened.cases if case.case_id != "flat"]
+    made = make_plan(measure(opened, cases), device="cpu", threads=1)
+    options = {**made.model.options, "widths": [8, 16, 16][: len(made.model.options["widths"])]}
+    made = replace(made, model=ModelCard(made.model.net, options), augmentation=())
+    made = with_steps(replace(made, batch_size=2), 120, None, 2)
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    write_json(path, made)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("out") / "run"
+    train(TrainConfig(dataset, output, fold="all", plan=plan))
+    return output
+
+
+def test_every_fold_is_trained_measured_and_recorded(run: Path) -> None:
+    splits = read_json(run / "splits_final.json")
+    held_out = [case for split in splits for case in split["val"]]
+    assert sorted(held_out) == [f"case{number}" for number in range(6)]  # "flat" was refused
+    for fold, split in enumerate(splits):
+        metrics = read_json(run / f"fold_{fold}" / "metrics.json")
+        assert [case["case_id"] for case in metrics["cases"]] == sorted(split["val"])
+        assert metrics["refused"] == []
+        assert (run / f"fold_{fold}" / "summary.json").exists()
+    dice = [read_json(run / f"fold_{f}" / "result.json")["dice"] for f in range(len(splits))]
+    assert np.mean(dice) > 0.7
+    assert not (run / "cache").exists()  # no second copy of patients' images
+    assert not [f for f in evidence.verify(run).faults if f.severity == "error"]
+
+
+def test_refused_cases_are_listed(dataset: Path, plan: Path, tmp_path: Path) -> None:
+    quick = tmp_path / "plan.json"
+    write_json(quick, with_steps(read_config(plan, Plan), 2, None, 1))
+    result = train(TrainConfig(dataset, tmp_path / "run", plan=quick))
+    assert [one["case_id"] for one in result["refused"]] == ["flat"]
+    assert "more than one value" in result["refused"][0]["reason"]
+    with pytest.raises(ConfigError, match="--resume"):
+        train(TrainConfig(dataset, tmp_path / "run", plan=quick))
+    with pytest.raises(ConfigError, match="first command"):
+        train(TrainConfig(dataset, tmp_path / "run", plan=quick, seed=5, resume=True))
+    with pytest.raises(ConfigError, match="fold"):
+        train(TrainConfig(dataset, tmp_path / "other", plan=quick, fold=9))
+    again = train(TrainConfig(dataset, tmp_path / "run", plan=quick, resume=True))
+    assert again["folds"] == result["folds"]
+
+
+def test_same_seed_same_bits_other_seed_other_bits(
+    dataset: Path, plan: Path, tmp_path: Path
+) -> None:
+    quick = tmp_path / "plan.json"
+    write_json(quick, with_steps(read_config(plan, Plan), 3, None, 1))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(TrainConfig(dataset, tmp_path / name, plan=quick, seed=seed))
+    a, b, c = (
+        (tmp_path / name / "fold_0" / "weights.safetensors").read_bytes() for name in "abc"
+    )
+    assert a == b
+    assert a != c
+
+
+def test_predictions_lie_on_the_inputs_grid_with_declared_values(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    source = dataset / "images" / "case0.nii.gz"
+    for number, model in enumerate((run, run / "fold_0")):  # an ensemble, and one fold
+        output = tmp_path / str(number)
+        result = predict_folder(model, source, output, confidence=True, largest=True)
+        assert result["refused"] == []
+        image, label = read_nifti(source), read_nifti(output / "case0.nii.gz")
+        assert image.grid_difference(label, 1e-6) is None
+        assert set(np.unique(label.voxels)) <= {0, 2, 5}
+        truth = read_nifti(dataset / "labels" / "case0.nii.gz").voxels
+        for value in (2, 5):
+            ours = label.voxels == value
+            dice = 2 * (ours & (truth == value)).sum() / (ours.sum() + (truth == value).sum())
+            assert dice > 0.6
+        sure = read_nifti(output / "confidence" / "case0.nii.gz")
+        assert sure.voxels.dtype == np.uint8 and sure.voxels.min() > 255 // 4
+
+
+def test_a_bad_scan_is_refused_and_the_rest_goes_on(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    good = (dataset / "images" / "case1.nii.gz").read_bytes()
+    (source / "good.nii.gz").write_bytes(good)
+    (source / "cut.nii.gz").write_bytes(good[: len(good) // 2])
+    result = predict_folder(run / "fold_0", source, tmp_path / "out")
+    assert [Path(path).name for path in result["outputs"]] == ["good.nii.gz"]
+    assert [one["case_id"] for one in result["refused"]] == ["cut"]
+    with pytest.raises(FormatError, match="qinjing train"):
+        predict_folder(tmp_path, source, tmp_path / "out")
+
+
+def test_planning_measures_this_machine(dataset: Path) -> None:
+    made = plan_dataset(dataset, budget_s=60, overrides=Overrides(loss="dice"))
+    assert made.loss == "dice"
+    assert len(made.timings) == 4
+    fastest = min(made.timings, key=lambda timing: timing["step_s"])
+    assert made.execution.precision == fastest["precision"]
+    assert made.predicted is not None
+    assert made.predicted.training_s <= 60 * 1.2
+    assert 0.1 < made.predicted.training_memory_gib < 4
+
+
+def test_one_labelled_case_is_too_few(tmp_path: Path) -> None:
+    write_case(tmp_path, "only", 0)
+    with pytest.raises(LayoutError, match="two sound labelled cases"):
+        train(TrainConfig(tmp_path, tmp_path / "run"))
+
+
+def test_a_small_volume_is_one_window(plan: Path) -> None:
+    made = read_config(plan, Plan)
+    d, h, w = made.patch_size
+    assert window_for((d, h + 1, w), made).patch_size[1] >= h + 1
+    assert window_for((9 * d, 9 * h, 9 * w), made).patch_size == made.patch_size
+    assert sorted(all_flips((0, 2))) == [(), (0,), (0, 2), (2,)]
+
+
+def test_the_log_is_json_lines_that_never_go_back(run: Path) -> None:
+    lines = (run / "fold_0" / "log.jsonl").read_text().splitlines()
+    steps = [e["step"] for e in map(json.loads, lines) if e["kind"] == "step"]
+    assert steps == list(range(120))
+    assert torch.get_num_threads() == 1
