@@ -1,7 +1,7 @@
 """Read an image and a label at arbitrary positions, linearly, faster than `grid_sample`.
 
-On a CPU the 5-D `grid_sample` costs more with the nearest label, and four to five times as much with
-a label as true as this one (`benchmarks/augment.py`).
+On a CPU the 5-D `grid_sample` costs more with the nearest label, and four to five times as much
+with a label as true as this one (`benchmarks/augment.py`).
 """
 
 from __future__ import annotations
