@@ -18,7 +18,7 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 # A letter in brackets, so that this file does not name them itself.
 MACHINE = re.compile(
-    r"(?<![\w.~>-])/(?:w[o]rk|r[o]ot|f[a]rm|home/(?!someone\b)\w+|opt/(?:py[p]i|wheels))(?:/|\b)"
+    r"(?<![\w.~>-])/(?:w[o]rk|r[o]ot|f[a]rm|home/(?!(?:someone|name)\b)\w+|opt/(?:py[p]i|wheels))(?:/|\b)"
 )
 
 

@@ -11,7 +11,13 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 
 # "path:function" or "path" → the reason why it is better long.
-ALLOWED: dict[str, str] = {}
+ALLOWED: dict[str, str] = {
+    "demo.py:run_demo": "the demo told from top to bottom; its docstring is a quarter of it",
+    "engine/infer.py:predict_volume": "one loop over slabs whose state a split would hand around; "
+    "its docstring is a third of it",
+    "evidence/record.py:append": "the statement as it is written, in one piece; "
+    "its docstring is a third of it",
+}
 
 
 def oversized(package: Path) -> dict[str, int]:

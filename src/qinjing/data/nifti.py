@@ -285,7 +285,7 @@ def _skip(file: BinaryIO, n_bytes: int, path: Path) -> None:
 
 
 def _fill(file: BinaryIO, voxels: np.ndarray, path: Path) -> None:
-    target = memoryview(voxels.reshape(-1).view(np.uint8))
+    target = voxels.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(target):
         piece = file.readinto(target[done:])  # type: ignore[attr-defined]
@@ -302,8 +302,8 @@ def _scale(voxels: np.ndarray, stored: _Stored) -> np.ndarray:
     working = np.float32 if voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32 else np.float64
     with np.errstate(all="ignore"):
         scaled = voxels.astype(working)
-        scaled *= working(stored.slope)
-        scaled += working(stored.intercept)
+        np.multiply(scaled, working(stored.slope), out=scaled)
+        np.add(scaled, working(stored.intercept), out=scaled)
         return scaled.astype(np.float32, copy=False)
 
 
