@@ -32,6 +32,8 @@ import numpy as np
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLD = 0
+RUN = "run"
+CHECKPOINT_S = 0.3
 # Every n-th kill is aimed at a write: a file is under its final name within milliseconds of the
 # first byte, so that kills at random times alone would seldom meet one.
 AIMED_EVERY = 3
@@ -49,6 +51,7 @@ class Kill:
         step: the last training step in the log, 0 where there was none.
         half_files: files under a final name that cannot be read whole.
         same: whether the continued run reached the bits of the uninterrupted one.
+        litter: unfinished files that are still there after it was continued.
     """
 
     planned_s: float
@@ -58,6 +61,7 @@ class Kill:
     step: int
     half_files: tuple[str, ...]
     same: bool
+    litter: int
     failure: str = ""
 
 
@@ -79,18 +83,17 @@ def main() -> int:
     print(f"seed of the kill times: {seed}", file=sys.stderr)
     shutil.rmtree(options.work, ignore_errors=True)
     data = write_phantoms(options.work / "data", options.cases)
+    plan = write_plan(data, options.work / "plan.json", options.steps)
 
-    reference = options.work / "reference"
-    train = train_command(data, reference, options.steps)
-    train_s = run(train)
+    reference = options.work / "reference" / RUN
+    train_s = run(train_command(data, plan), cwd=reference.parent)
     result: dict[str, Any] = {"seed": seed, "train_steps": options.steps}
-    result["train"] = summary(
-        [
-            kill_training(data, options.steps, reference, options.work / "killed", moment)
-            for moment in moments(rng, options.kills, train_s)
-        ],
-        train_s,
-    )
+    killed = options.work / "killed" / RUN
+    kills = []
+    for moment in moments(rng, options.kills, train_s):
+        kills.append(kill_training(train_command(data, plan), reference, killed, moment))
+        print(f"train: {kills[-1]}", file=sys.stderr, flush=True)
+    result["train"] = summary(kills, train_s)
     predictions = options.work / "predictions"
     outputs = {
         "predict": (predict_command(reference, data, predictions), predictions),
@@ -126,29 +129,73 @@ def write_phantoms(folder: Path, cases: int) -> Path:
     return write_dataset(folder, cases=cases, seed=0)
 
 
-def train_command(data: Path, run_folder: Path, steps: int) -> list[str]:
-    return [
-        *qinjing("train", "-i", data, "-o", run_folder, "--fold", FOLD, "--seed", 0),
-        *("--steps", str(steps)),
-    ]
+def write_plan(data: Path, path: Path, steps: int) -> Path:
+    """Write the plan of a small network with a fixed number of steps and checkpoints all the time.
+
+    A plan that times the machine may come out different on the next day; a given one cannot.
+    """
+    from dataclasses import replace
+
+    from qinjing.config import write_json
+    from qinjing.data.layouts import open_dataset
+    from qinjing.engine.plan import make_plan, with_steps
+    from qinjing.tasks.train import measure
+
+    dataset = open_dataset(data)
+    plan = make_plan(measure(dataset, dataset.cases), device="cpu", threads=1)
+    plan = with_steps(plan, steps, budget_s=None, validations=2)
+    options = {**plan.model.options, "widths": [8 for _ in plan.model.options["widths"]]}
+    plan = replace(
+        plan,
+        patch_size=(32, 32, 32),
+        batch_size=2,
+        model=replace(plan.model, options=options),
+        fit=replace(plan.fit, checkpoint_s=CHECKPOINT_S),
+    )
+    write_json(path, plan)
+    return path
+
+
+def train_command(data: Path, plan: Path) -> list[str]:
+    """Return the command; it makes `RUN` in the current folder, since paths stand in results."""
+    where = ("-i", data.resolve(), "-o", RUN, "--plan", plan.resolve())
+    return qinjing("train", *where, "--fold", FOLD, "--seed", 0)
 
 
 def predict_command(model: Path, data: Path, output: Path) -> list[str]:
-    return qinjing("predict", "-m", model, "-i", data / "imagesTr", "-o", output)
+    return qinjing(
+        "predict",
+        "-m",
+        model.resolve(),
+        "-i",
+        (data / "imagesTr").resolve(),
+        "-o",
+        output.resolve(),
+    )
 
 
 def evaluate_command(predictions: Path, data: Path, output: Path) -> list[str]:
-    return qinjing("evaluate", "-i", predictions, "-r", data / "labelsTr", "-o", output)
+    return qinjing(
+        "evaluate",
+        "-i",
+        predictions.resolve(),
+        "-r",
+        (data / "labelsTr").resolve(),
+        "-o",
+        output.resolve(),
+    )
 
 
 def qinjing(*words: object) -> list[str]:
     return [str(Path(sys.executable).with_name("qinjing")), *(str(word) for word in words)]
 
 
-def run(command: Sequence[str]) -> float:
+def run(command: Sequence[str], cwd: Path | None = None) -> float:
     """Run to the end and return the seconds it took."""
+    if cwd:
+        cwd.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         raise SystemExit(
             f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr[-2000:]}"
@@ -166,24 +213,28 @@ def moments(rng: np.random.Generator, kills: int, life_s: float) -> list[tuple[f
 
 
 def kill_training(
-    data: Path, steps: int, reference: Path, folder: Path, moment: tuple[float, bool]
+    command: Sequence[str], reference: Path, folder: Path, moment: tuple[float, bool]
 ) -> Kill:
     """Start a run, kill it at `moment`, resume it, and compare it with `reference`."""
     shutil.rmtree(folder, ignore_errors=True)
-    command = train_command(data, folder, steps)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     killed_s = start_and_kill(command, folder, *moment)
     step, writing, half = last_step(folder), len(unfinished(folder)), half_files(folder)
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    same, failure = False, ""
+    resumed = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, cwd=folder.parent
+    )
     if resumed.returncode:
-        failure = resumed.stderr[-1000:]
+        failure = f"resuming ended with {resumed.returncode}: {resumed.stderr[-1000:]}"
     else:
-        names = [f"fold_{FOLD}/weights.safetensors", f"fold_{FOLD}/metrics.json"]
-        differing = [n for n in names if digest(folder / n) != digest(reference / n)]
-        same, failure = not differing, ", ".join(f"{name} differs" for name in differing)
-    kill = Kill(moment[0], killed_s, moment[1], writing, step, half, same, failure)
-    print(f"train: {kill}", file=sys.stderr)
-    return kill
+        names = [f"fold_{FOLD}/{name}" for name in ("weights.safetensors", "metrics.json")]
+        failure = ", ".join(
+            f"{name} differs" for name in names if digest(folder / name) != digest(reference / name)
+        )
+    if not failure:
+        verified = subprocess.run(qinjing("verify", folder), capture_output=True, text=True)
+        failure = verified.stderr[-1000:] if verified.returncode else ""
+    litter = len(unfinished(folder))
+    return Kill(moment[0], killed_s, moment[1], writing, step, half, not failure, litter, failure)
 
 
 def kill_output(
@@ -195,16 +246,9 @@ def kill_output(
     writing, half = len(unfinished(folder)), half_files(folder)
     again = subprocess.run(command, capture_output=True, text=True)
     same = again.returncode == 0 and digests(folder) == wanted
-    return Kill(
-        *moment[:1],
-        killed_s,
-        moment[1],
-        writing,
-        0,
-        half,
-        same,
-        again.stderr[-1000:] if not same else "",
-    )
+    failure = "" if same else f"running again ended with {again.returncode}: {again.stderr[-1000:]}"
+    litter = len(unfinished(folder))
+    return Kill(moment[0], killed_s, moment[1], writing, 0, half, same, litter, failure)
 
 
 def start_and_kill(command: Sequence[str], folder: Path, planned_s: float, aimed: bool) -> float:
@@ -215,16 +259,19 @@ def start_and_kill(command: Sequence[str], folder: Path, planned_s: float, aimed
     while True:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=folder.parent,
         )
         time.sleep(planned_s)
         while aimed and process.poll() is None and not unfinished(folder):
             time.sleep(0.0002)
         ended = process.poll() is not None
         killed_s = time.perf_counter() - started
-        with_all = process.pid  # of the group, since the process leads its own session
         try:
-            os.killpg(with_all, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # the process leads a group of its own
         except ProcessLookupError:
             ended = True
         process.wait()
@@ -293,9 +340,13 @@ def digest(path: Path) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the digest of every result in `folder`; the signed record of runs is none."""
+    """Return the digest of every result in `folder`; the record of runs grows and is none."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix in (".gz", ".json"))
-    return {str(p.relative_to(folder)): digest(p) for p in files}
+    return {
+        str(path.relative_to(folder)): digest(path)
+        for path in files
+        if not path.name.startswith(("evidence.", ".partial-"))
+    }
 
 
 def restore(command: Sequence[str], folder: Path, wanted: dict[str, str]) -> None:
@@ -311,6 +362,7 @@ def summary(kills: Sequence[Kill], life_s: float) -> dict[str, Any]:
         "same_bits": sum(kill.same for kill in kills),
         "with_half_files": sum(bool(kill.half_files) for kill in kills),
         "while_a_file_was_written": sum(kill.writing > 0 for kill in kills),
+        "with_litter_left": sum(kill.litter > 0 for kill in kills),
         "killed_between_s": [min(k.killed_s for k in kills), max(k.killed_s for k in kills)],
         "failures": [asdict(k) for k in kills if not k.same or k.half_files],
         "passed": all(kill.same and not kill.half_files for kill in kills),

@@ -32,24 +32,25 @@ def bench(project: Path) -> ModuleType:
 def trained(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("kill")
     data = bench.write_phantoms(folder / "data", 5)
-    life_s = bench.run(bench.train_command(data, folder / "reference", STEPS))
-    return folder, data, life_s
+    command = bench.train_command(data, bench.write_plan(data, folder / "plan.json", STEPS))
+    life_s = bench.run(command, cwd=folder / "reference")
+    return folder, data, command, life_s
 
 
 # Early in the steps, and while the first file after two thirds of the life is being written.
 @pytest.mark.parametrize("part, aimed", [(0.5, False), (0.66, True)])
 def test_killed_training_resumes_to_the_same_bits(bench, trained, part, aimed):
-    folder, data, life_s = trained
-    killed = folder / f"killed-{part}"
-    kill = bench.kill_training(data, STEPS, folder / "reference", killed, (part * life_s, aimed))
+    folder, _, command, life_s = trained
+    reference, killed = folder / "reference" / bench.RUN, folder / f"killed-{part}" / bench.RUN
+    kill = bench.kill_training(command, reference, killed, (part * life_s, aimed))
     assert kill.half_files == ()
     assert kill.same, kill.failure
 
 
 def test_killed_prediction_leaves_no_half_file(bench, trained, tmp_path):
-    folder, data, _ = trained
+    folder, data, _, _ = trained
     output = tmp_path / "predictions"
-    command = bench.predict_command(folder / "reference", data, output)
+    command = bench.predict_command(folder / "reference" / bench.RUN, data, output)
     life_s = bench.run(command)
     wanted = bench.digests(output)
     assert len([name for name in wanted if name.endswith(".nii.gz")]) == 5
