@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nibabel
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from qinjing.config import atomic_path
@@ -171,7 +171,7 @@ def _refusals(path: Path) -> Iterator[None]:
         raise FormatError("NIfTI header", "valid", error, where=path) from None
     except GeometryError as error:
         raise GeometryError("affine", "an invertible matrix", error, where=path) from None
-    except (OSError, igzip.isal_zlib.error) as error:
+    except (OSError, isal_zlib.error) as error:  # type: ignore[misc]
         raise FormatError("file", "readable", error, where=path) from None
 
 
@@ -185,7 +185,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             return
         file.seek(0)
         with igzip.IGzipFile(fileobj=file) as unpacked:
-            yield unpacked
+            yield cast(BinaryIO, unpacked)
 
 
 def _read_head(file: BinaryIO) -> bytes:
@@ -299,11 +299,11 @@ def _scale(voxels: np.ndarray, stored: _Stored) -> np.ndarray:
     """Apply the scale factor; wide integers and doubles are scaled as doubles first."""
     if stored.slope is None or stored.intercept is None:
         return voxels
-    working = np.float32 if voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32 else np.float64
+    narrow = voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32
+    scaled: np.ndarray = voxels.astype(np.float32 if narrow else np.float64)
     with np.errstate(all="ignore"):
-        scaled = voxels.astype(working)
-        np.multiply(scaled, working(stored.slope), out=scaled)
-        np.add(scaled, working(stored.intercept), out=scaled)
+        np.multiply(scaled, stored.slope, out=scaled)
+        np.add(scaled, stored.intercept, out=scaled)
         return scaled.astype(np.float32, copy=False)
 
 
