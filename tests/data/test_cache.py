@@ -69,6 +69,7 @@ def test_the_fingerprint_is_what_numpy_measures(case: Case, tmp_path: Path) -> N
     assert seen.cases[0].shape == (8, 10, 12)
     assert seen.cases[0].spacing_mm == (2.0, 1.0, 1.0)
     assert seen.cases[0].label_voxels == {0: 900, 7: 60}
+    assert seen.cases[0].extent == (3, 4, 5)
     inside = image.voxels[0][label.voxels == 7]
     assert seen.intensities[0].mean == pytest.approx(float(inside.mean()), rel=1e-5)
     assert seen.intensities[0].percentile_99_5 == pytest.approx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def fingerprint(
     spacings: list[tuple[float, float, float]],
     channel: str = "MRI",
 ) -> Fingerprint:
-    cases = tuple(CaseFingerprint(f"c{i}", shape, s, {0: 9, 1: 1}) for i, s in enumerate(spacings))
+    cases = tuple(
+        CaseFingerprint(f"c{i}", shape, s, {0: 9, 1: 1}, shape) for i, s in enumerate(spacings)
+    )
     seen = (ChannelIntensity(40.0, 60.0, -100.0, 250.0),)
     return Fingerprint("d", (channel,), {0: "background", 1: "organ"}, cases, seen)
 
@@ -50,6 +53,15 @@ def test_the_patch_keeps_to_its_voxels_and_its_multiple() -> None:
     assert all(n % m == 0 for n, m in zip(patch, (8, 16, 16), strict=True))
     assert prod(patch) <= 1.3 * 450_000
     assert patch_size(np.array([36, 50, 35]), (8, 8, 8), 450_000) == (40, 56, 40)
+
+
+def test_the_patch_holds_the_labels_and_a_margin_not_the_whole_scan() -> None:
+    seen = fingerprint((100, 100, 100), [(1.0, 1.0, 1.0)])
+    case = replace(seen.cases[0], extent=(40, 30, 4))
+    plan = make_plan(replace(seen, cases=(case,)), device="cpu", threads=1)
+    multiple = plan.model.build().multiple[0]  # type: ignore[union-attr, index]
+    wanted = (50, 37.5, 32)
+    assert plan.patch_size == tuple(int(-(-n // multiple) * multiple) for n in wanted)
 
 
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:

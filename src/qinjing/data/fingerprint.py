@@ -39,12 +39,15 @@ class CaseFingerprint:
         shape: voxels along D, H and W.
         spacing_mm: along D, H and W.
         label_voxels: label value → number of voxels.
+        extent: voxels along D, H and W of the box around everything labelled; the shape where
+            nothing is.
     """
 
     case_id: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     label_voxels: dict[int, int]
+    extent: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def measure_case(case_id: str, image: Volume, label: Volume) -> tuple[CaseFinger
     """
     voxels = image.voxels.reshape(-1, *image.shape)
     values, counts = np.unique(label.voxels, return_counts=True)
+    extent = _extent(label.voxels)
     where = np.flatnonzero(label.voxels)
     if where.size == 0:
         where = np.arange(label.voxels.size)
@@ -96,7 +100,18 @@ def measure_case(case_id: str, image: Volume, label: Volume) -> tuple[CaseFinger
     where = where[:: max(1, where.size // _SAMPLE)]
     sample = np.stack([channel.reshape(-1)[where] for channel in voxels]).astype(np.float32)
     found = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
-    return CaseFingerprint(case_id, image.shape, image.spacing_mm, found), sample
+    return CaseFingerprint(case_id, image.shape, image.spacing_mm, found, extent), sample
+
+
+def _extent(label: np.ndarray) -> tuple[int, int, int]:
+    """Lengths of the box around all that is not background."""
+    lengths = []
+    for axis in range(3):
+        rest = tuple(other for other in range(3) if other != axis)
+        where = np.flatnonzero(label.any(axis=rest))
+        lengths.append(int(where[-1] - where[0] + 1) if where.size else label.shape[axis])
+    d, h, w = lengths
+    return d, h, w
 
 
 def fingerprint_dataset(

@@ -45,7 +45,7 @@ class FitConfig:
     """
 
     steps: int
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 1e-2
     warm_up: float = 0.1
     ema_decay: float = 0.995

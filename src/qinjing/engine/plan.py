@@ -25,6 +25,10 @@ _ANISOTROPY = 3.0  # spacing ratio above which slices count as thick, as in nnU-
 # No mirroring. On the hippocampus 400 steps without it reach Dice 0.860 and 600 with it 0.827: a
 # short budget is better spent on anatomy as it lies, and left and right stay apart.
 _MIRROR: tuple[int, ...] = ()
+# A patch holds what is labelled and a quarter more: on the hippocampus that is two thirds of the
+# voxels of a whole case, and as many more steps in the same time.
+_MARGIN = 1.25
+_LEAST_PATCH = 32  # voxels along each axis, where the case has as many
 _LEAST_MAP = 4  # voxels of the coarsest feature map along each axis
 # Voxels in a patch and in a batch, by device. On a CPU a step should take well under a second, so
 # that ten minutes hold a thousand of them; there two patches a step beat four (Dice 0.871 against
@@ -122,7 +126,8 @@ def make_plan(
     strides, kernels = stages(
         np.median(shapes, axis=0), spacing, len(_WIDTHS[device]), fold=net == "subvoxel_unet"
     )
-    patch = patch_size(np.median(shapes, axis=0), total_stride(strides), _PATCH_VOXELS[device])
+    room = np.minimum(np.median(shapes, axis=0), _room(fingerprint, spacing))
+    patch = patch_size(room, total_stride(strides), _PATCH_VOXELS[device])
     least, most = _BATCH[device]
     batch = int(np.clip(_BATCH_VOXELS[device] // prod(patch), least, most))
     widths = _WIDTHS[device][: len(strides)]
@@ -153,6 +158,12 @@ def make_plan(
         execution=Execution(device),
         threads=threads,
     )
+
+
+def _room(fingerprint: Fingerprint, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Voxels along each axis that hold a typical case's labels with a margin around them."""
+    extents = [resampled_shape(c.extent, c.spacing_mm, spacing_mm) for c in fingerprint.cases]
+    return np.maximum(_MARGIN * np.median(extents, axis=0), _LEAST_PATCH)
 
 
 def target_spacing_mm(fingerprint: Fingerprint) -> tuple[float, float, float]:
