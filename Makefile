@@ -34,7 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) cannot build an environment: install its venv module (Debian: python3-venv) or virtualenv; see $(VENV).log" >&2; exit 2; }
 	@rm -f "$(VENV).log"
 	@echo "setup 2/3: PyTorch"
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") "$(TORCH)+cpu" 2>/dev/null || { \
+	@$(BIN)/python -c 'import importlib.metadata as m; assert "torch==" + m.version("torch").split("+")[0] == "$(TORCH)"' 2>/dev/null || \
+	  $(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") "$(TORCH)+cpu" 2>/dev/null || { \
 	  echo "  no CPU build at hand; taking the standard one (about 3 GB on Linux)"; $(PIP) "$(TORCH)"; }
 	@echo "setup 3/3: Qinjing and the tools of its tests"
 	@$(PIP) --editable '.[dev]'
