@@ -240,6 +240,33 @@ def test_a_data_set_and_a_run_can_be_named_beside_a_metrics_file(run, phantoms, 
     assert "training" in [a["id"] for a in page.all("section")]
 
 
+def test_baselines_stand_beside_ours_and_the_sign_speaks_of_ours(run, phantoms, tmp_path):
+    names = [f"phantom_{i:03d}" for i in range(6)]
+    far = write_metrics(tmp_path / "far", phantoms, dict.fromkeys(names, 6))
+    same = run / "fold_0" / "metrics.json"
+    copy = tmp_path / "same" / "metrics.json"
+    copy.parent.mkdir()
+    copy.write_bytes(same.read_bytes())
+    _, _, page = report(run, tmp_path, baselines={"six <off>": far.parent, "the same": copy})
+    ours = read_json(same)["mean"]["foreground"]["dice"]["mean"]
+    theirs = read_json(far)["mean"]["foreground"]["dice"]["mean"]
+    section = page.text[page.text.index("Against baselines") :]
+    assert f"six <off> Dice all labels {ours:.3f} {theirs:.3f} +{ours - theirs:.3f}" in section
+    assert f"the same Dice all labels {ours:.3f} {ours:.3f} +0.000" in section
+    # Six pairs all of one sign: Wilcoxon's exact p is 2/64, twice that among two baselines.
+    assert " 0.062 " in section[section.index("six <off> Dice all") :][:90]
+    _, _, page = report(run, tmp_path, baselines={"six <off>": far.parent})
+    row = page.text[page.text.index("six <off> Dice all") :][:110]
+    assert " 0.031 " in row and "6 better" in row
+    # Tables without a common case are said to be so, and the page is written all the same.
+    other = read_json(far)
+    for case in other["cases"]:
+        case["case_id"] += "_other"
+    write_json(far, other)
+    _, _, page = report(run, tmp_path, baselines={"other cases": far})
+    assert "Not compared: tables must be of a common case" in page.text
+
+
 def test_values_that_are_not_defined_are_dashes(run, tmp_path):
     path = run / "fold_0" / "metrics.json"
     metrics = read_json(path)

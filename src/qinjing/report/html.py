@@ -19,6 +19,7 @@ from qinjing.errors import EvidenceError, InputError
 from qinjing.evidence import verify
 from qinjing.metrics.segmentation import summarise
 from qinjing.report import overlay, tables
+from qinjing.report.baselines import against
 from qinjing.report.curves import curves_figure
 from qinjing.report.source import Evaluated, Source, read_evaluated, read_source
 from qinjing.volume import Volume
@@ -66,7 +67,7 @@ def write_report(
     metrics = pool(found.tables) if found.tables else None
     context: dict[str, Any] = {"title": found.title, "version": qinjing.__version__}
     context |= _results(metrics, found)
-    context |= compared(metrics, others, name)
+    context |= against(metrics, Path(source), dict(baselines or {}), others, name)
     context |= _pictures(metrics, found, others, name)
     context |= _training(found, metrics)
     context |= _documents(found)
@@ -117,22 +118,6 @@ def pool(found: Mapping[str, Evaluated]) -> Mapping[str, Any]:
         "mean": summarise(cases, sorted(int(value) for value in labels), patients),
         "refused": [r for content in contents for r in content.get("refused") or []],
     }
-
-
-def compared(
-    metrics: Mapping[str, Any] | None, others: Mapping[str, Evaluated], name: str
-) -> dict[str, Any]:
-    """Every method's mean Dice."""
-    if metrics is None or not others:
-        return {"comparisons": [], "comparison_means": [], "comparison_caption": ""}
-    labels = tables.label_names(metrics)
-    means = []
-    for title, content in [(name, metrics), *((n, o.metrics) for n, o in others.items())]:
-        mean = content.get("mean") or {}
-        keys = ["foreground", *map(str, labels)]
-        cells = [tables.interval((mean.get(key) or {}).get("dice"), "dice") for key in keys]
-        means.append({"name": title, "cells": cells, "n": len(content["cases"])})
-    return {"comparisons": [], "comparison_means": means, "comparison_caption": ""}
 
 
 def plan_rows(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -85,14 +85,16 @@ def arrow(metric: str) -> str:
     return {"higher": "↑", "lower": "↓", "zero": "→ 0", None: ""}[better]
 
 
-def interval(entry: Any, metric: str) -> Interval:
-    """Read {"mean", "low", "high", "n"}."""
+def interval(entry: Any, metric: str, *, signed: bool = False) -> Interval:
+    """Read {"mean", "low", "high", "n"}; `signed` prints the plus of positive values."""
     entry = entry if isinstance(entry, Mapping) else {}
-    low, high = (text(entry.get(k), metric) for k in ("low", "high"))
+    mean, low, high = (text(entry.get(k), metric) for k in ("mean", "low", "high"))
+    if signed:
+        mean, low, high = (v if v[0] in "–-" else f"+{v}" for v in (mean, low, high))
     bounded = "–" not in (low, high)
     n = number(entry.get("n"))
     return Interval(
-        text(entry.get("mean"), metric),
+        mean,
         low if bounded else "",
         high if bounded else "",
         int(n) if n is not None else None,
