@@ -139,7 +139,7 @@ def write_plan(data: Path, path: Path, steps: int) -> Path:
     from qinjing.config import write_json
     from qinjing.data.layouts import open_dataset
     from qinjing.engine.plan import make_plan, with_steps
-    from qinjing.tasks.train import measure
+    from qinjing.tasks.planning import measure
 
     dataset = open_dataset(data)
     plan = make_plan(measure(dataset, dataset.cases), device="cpu", threads=1)

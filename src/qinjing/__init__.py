@@ -39,7 +39,7 @@ _ROOM = {
     "compare_files": "report.compare",
     "evaluate_files": "tasks.evaluate",
     "open_dataset": "data.layouts",
-    "plan_dataset": "tasks.train",
+    "plan_dataset": "tasks.planning",
     "predict_folder": "tasks.predict",
     "read_volume": "data.readers",
     "train": "tasks.train",

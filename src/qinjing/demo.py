@@ -53,7 +53,8 @@ def run_demo(
     """
     from qinjing.report.html import write_report
     from qinjing.tasks.predict import predict_folder
-    from qinjing.tasks.train import Overrides, TrainConfig, train
+    from qinjing.tasks.planning import Overrides
+    from qinjing.tasks.train import TrainConfig, train
 
     start = time.monotonic()
     _claim(output)

@@ -19,7 +19,8 @@ from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError, FormatError, LayoutError
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.segment import all_flips, window_for
-from qinjing.tasks.train import Overrides, TrainConfig, measure, plan_dataset, train
+from qinjing.tasks.planning import Overrides, measure, plan_dataset
+from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
 
 # Sagittal voxels, so that canonical order differs from the file's; labels that are not 0, 1, 2.

@@ -35,7 +35,7 @@ class Plan(Command):
         """Plan; the plan."""
         from qinjing.cli.watch import watch
         from qinjing.config import write_json
-        from qinjing.tasks.train import plan_dataset
+        from qinjing.tasks.planning import plan_dataset
 
         overrides = _overrides(net=self.net)
         with watch() as tell:
@@ -211,7 +211,8 @@ class Predict(Command):
 
     def text(self, result: Mapping[str, Any]) -> str:
         """How many were written where."""
-        return show.pairs(result)
+        done = len(result["outputs"]) // (2 if self.confidence else 1)
+        return f"{done} segmented into {self.output} in {result['seconds']:.1f} s"
 
     def refusals(self, result: Mapping[str, Any]) -> list[str]:
         """Each file that could not be segmented."""

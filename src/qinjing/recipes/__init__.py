@@ -9,7 +9,7 @@ from typing import Any
 from qinjing import registry
 from qinjing.recipes.paper import paper_preprocessing
 from qinjing.recipes.recipe import Recipe
-from qinjing.tasks.train import Overrides
+from qinjing.tasks.planning import Overrides
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {"paper": paper_preprocessing}
 

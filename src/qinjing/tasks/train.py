@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,41 +14,26 @@ import torch
 from qinjing.config import read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
-from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.splits import Split, make_splits, read_splits, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
-from qinjing.engine.device import default_device, environment, peak_memory_gib
+from qinjing.engine.device import environment, peak_memory_gib
 from qinjing.engine.fit import FitResult, Progress, fit
-from qinjing.engine.plan import Plan, make_plan, with_steps
-from qinjing.errors import ConfigError, LayoutError
+from qinjing.engine.plan import Plan
+from qinjing.errors import ConfigError
+from qinjing.tasks.planning import (
+    DEFAULT_BUDGET_S,
+    Overrides,
+    Tell,
+    measure,
+    plan_training,
+    silent,
+    sound_cases,
+)
 from qinjing.tasks.predict import Segmenter, segment_cases
-from qinjing.tasks.probe import fastest, predict_costs
 from qinjing.tasks.segment import SegmentTask
 
-_DEFAULT_BUDGET_S = 15 * 60.0
 _PROBING_S = 30.0  # what timing the ways of running takes itself
-_VALIDATION_SHARE = 0.08  # of the budget, at the most, for validating while training
-Tell = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What a recipe or a caller decides instead of the plan; None leaves it to the plan.
-
-    Attributes:
-        net: name in `NETS`.
-        loss: name in `LOSSES`.
-        spacing_mm: the network's grid along D, H and W.
-        augmentation: names and options, in order.
-        steps: optimiser steps, instead of what a budget affords.
-    """
-
-    net: str | None = None
-    loss: str | None = None
-    spacing_mm: tuple[float, float, float] | None = None
-    augmentation: tuple[dict[str, Any], ...] | None = None
-    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,84 +63,6 @@ class TrainConfig:
     overrides: Overrides = field(default_factory=Overrides)
 
 
-def plan_dataset(
-    dataset: str | Path,
-    *,
-    budget_s: float | None = None,
-    overrides: Overrides | None = None,
-    tell: Tell | None = None,
-) -> Plan:
-    """Measure a data set and this machine, and plan a training of one fold.
-
-    Args:
-        dataset: folder in any layout.
-        budget_s: wall seconds for training one fold, 15 minutes where None.
-        overrides: what is not left to the plan.
-        tell: told of what happens.
-
-    Raises:
-        InputError: the folder cannot be read, or has no case to train on.
-    """
-    opened, cases, _ = _checked(Path(dataset), tell or _silent)
-    fingerprint = measure(opened, cases)
-    held_out = len(make_splits(cases)[0]["val"]) if len(cases) > 1 else 1
-    budget = budget_s or _DEFAULT_BUDGET_S
-    return plan_training(fingerprint, budget, overrides or Overrides(), held_out)
-
-
-def measure(dataset: Dataset, cases: Sequence[Case]) -> Fingerprint:
-    """Measure cases; see `fingerprint_dataset`."""
-    from qinjing.data.fingerprint import fingerprint_dataset
-    from qinjing.data.preprocess import read_pair
-
-    return fingerprint_dataset(dataset, cases, read_pair)
-
-
-def plan_training(
-    fingerprint: Fingerprint, budget_s: float, overrides: Overrides, held_out: int
-) -> Plan:
-    """Plan one fold: decide by rule, time every precision, fill the budget with steps.
-
-    Args:
-        fingerprint: the measured data set.
-        budget_s: wall seconds for fitting.
-        overrides: what is not left to the plan.
-        held_out: validation cases, which cost time as well.
-    """
-    from qinjing.data.resample import resampled_shape
-
-    plan = make_plan(
-        fingerprint,
-        device=default_device(),
-        threads=torch.get_num_threads(),
-        net=overrides.net or "subvoxel_unet",
-        loss=overrides.loss or "dice_ce",
-        spacing_mm=overrides.spacing_mm,
-    )
-    if overrides.augmentation is not None:
-        plan = replace(plan, augmentation=overrides.augmentation)
-    spacing = plan.preprocessing.spacing_mm
-    shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
-    voxels = [s[0] * s[1] * s[2] for s in shapes]
-    big = voxels.index(max(voxels))
-    plan = fastest(plan, shapes[big])
-    best = min(plan.timings, key=lambda timing: timing["step_s"])
-    # One validation is paid in any case; more of them only from a small share of the budget.
-    validation_s = held_out * best["validation_s"] * sum(voxels) / len(voxels) / max(voxels)
-    validations = int(min(10, max(1, _VALIDATION_SHARE * budget_s / max(validation_s, 1e-3))))
-    steps = overrides.steps or max(
-        10, int((budget_s - validations * validation_s) / best["step_s"])
-    )
-    budget = None if overrides.steps else budget_s
-    plan = with_steps(plan, steps, budget, validations)
-    bytes_cached = sum(voxels) * (4 * len(fingerprint.channel_names) + 1)
-    largest = fingerprint.cases[big]
-    training_s = steps * best["step_s"] + validations * validation_s
-    return predict_costs(
-        plan, (largest.shape, largest.spacing_mm), bytes_cached / 2**30, training_s
-    )
-
-
 def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
     """Train one fold or all, and measure each on what it never saw.
 
@@ -171,14 +78,14 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
         InputError: the data set cannot be used, or the run folder holds another run.
     """
     with parallel.group():
-        return _train(config, tell or _silent)
+        return _train(config, tell or silent)
 
 
 def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
     if parallel.is_first():
         _claim(config)
-    opened, cases, refused = _checked(config.dataset, tell)
+    opened, cases, refused = sound_cases(config.dataset, tell)
     splits = _splits(config, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
     if not all(0 <= fold < len(splits) for fold in folds):
@@ -303,24 +210,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _checked(path: Path, tell: Tell) -> tuple[Dataset, list[Case], list[dict[str, str]]]:
-    """Open a data set and drop the cases that cannot be trained on."""
-    from qinjing.data.check import check_dataset
-    from qinjing.data.layouts import open_dataset
-
-    dataset = open_dataset(path)
-    result = check_dataset(dataset)
-    cases = [case for case in result.good if case.label is not None]
-    refused = [{"case_id": f.case_id or "", "reason": f.message} for f in result.refused]
-    tell("checked", {"cases": len(cases), "refused": refused})
-    if len(cases) < 2:
-        raise LayoutError(
-            "data set", "of two sound labelled cases at least", len(cases), where=path,
-            advice="`qinjing data check` names every fault",
-        )  # fmt: skip
-    return dataset, cases, refused
-
-
 def _splits(config: TrainConfig, cases: Sequence[Case]) -> list[Split]:
     path = config.output / "splits_final.json"
     if config.resume and path.exists():
@@ -355,7 +244,7 @@ def _plan(
     else:
         fingerprint = measure(dataset, cases)
         write_json(config.output / "fingerprint.json", fingerprint)
-        budget = (config.budget_s or _DEFAULT_BUDGET_S * folds) / folds
+        budget = (config.budget_s or DEFAULT_BUDGET_S * folds) / folds
         spent = (time.monotonic() - start + _PROBING_S) / folds
         held_out = max(len(split["val"]) for split in splits)
         plan = plan_training(fingerprint, max(5.0, budget - spent), config.overrides, held_out)
@@ -409,7 +298,3 @@ def _finish(
 
 def _is_record(path: Path) -> bool:
     return path.name.startswith("evidence.") or "checkpoint" in path.parts
-
-
-def _silent(kind: str, fields: dict[str, Any]) -> None:
-    """Say nothing."""
