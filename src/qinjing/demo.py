@@ -52,8 +52,8 @@ def run_demo(
         LayoutError: fewer than ten labelled cases.
     """
     from qinjing.report.html import write_report
-    from qinjing.tasks.predict import predict_folder
     from qinjing.tasks.planning import Overrides
+    from qinjing.tasks.predict import predict_folder
     from qinjing.tasks.train import TrainConfig, train
 
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The main road on a small data set written here: refusals, folds, resuming, ensembles, evidence."""
+"""The main road on a small set: refusals, folds, resuming, ensembles, evidence."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.engine.checkpoint import ModelCard
 from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError, FormatError, LayoutError
+from qinjing.tasks.planning import Overrides, measure, plan_dataset
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.segment import all_flips, window_for
-from qinjing.tasks.planning import Overrides, measure, plan_dataset
 from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
 
@@ -33,7 +33,8 @@ def write_case(folder: Path, name: str, seed: int, *, broken: bool = False) -> N
     centre = rng.uniform(6, 10, 3)
     far = (d - centre[0]) ** 2 + (h - centre[1]) ** 2 + (w - centre[2]) ** 2
     label = np.where(far < 9, 5, np.where(far < 25, 2, 0)).astype(np.uint8)
-    image = (200 * (label > 0) + 150 * (label == 5) + rng.normal(0, 20, label.shape)).astype(np.int16)
+    image = 200 * (label > 0) + 150 * (label == 5) + rng.normal(0, 20, label.shape)
+    image = image.astype(np.int16)
     if broken:
         image = np.full_like(image, 3)
     write_nifti(folder / "images" / f"{name}.nii.gz", Volume(image, AFFINE))
@@ -107,9 +108,7 @@ def test_same_seed_same_bits_other_seed_other_bits(
     write_json(quick, with_steps(read_config(plan, Plan), 3, None, 1))
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(TrainConfig(dataset, tmp_path / name, plan=quick, seed=seed))
-    a, b, c = (
-        (tmp_path / name / "fold_0" / "weights.safetensors").read_bytes() for name in "abc"
-    )
+    a, b, c = ((tmp_path / name / "fold_0" / "weights.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
 
