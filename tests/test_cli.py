@@ -222,6 +222,19 @@ def test_input_errors_and_refused_places_are_the_users(
     assert code == 2 and "file/x" in err and err.count("\n") == 1
 
 
+def test_only_the_first_of_several_processes_speaks(
+    doing: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "1")
+    assert doing(lambda: {"refused": ["one"]}) == (2, "", "")
+    monkeypatch.setenv("RANK", "0")
+    assert doing(lambda: {"refused": ["one"]}, "--json")[1:] == (
+        '{"refused": ["one"]}\n',
+        "qinjing: one\n",
+    )
+
+
 def test_ctrl_c_says_how_to_go_on(doing: Callable[..., tuple[int, str, str]]) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
@@ -394,3 +407,53 @@ def test_info_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch" in result["runtimes"] and "bf16" in result["runtimes"]
     assert cli.main(["info"]) == 0
     assert f"{real / 1e6:.2f} M" in capsys.readouterr().out
+
+
+def test_compare_names_the_better_and_leaves_evidence(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+
+    from qinjing.data.nifti import read_nifti, write_nifti
+
+    for name, shift in (("true", 0), ("moved", 2)):
+        (tmp_path / name).mkdir()
+        for path in sorted((phantoms / "labelsTr").iterdir()):
+            label = read_nifti(path)
+            moved = label.with_voxels(np.roll(label.voxels, shift, axis=-1))
+            write_nifti(tmp_path / name / path.name, moved)
+        words = ["evaluate", "-i", tmp_path / name, "-r", phantoms]
+        assert cli.main([*map(str, words), "-o", str(tmp_path / name / "metrics.json")]) == 0
+    tables = [str(tmp_path / name / "metrics.json") for name in ("true", "moved")]
+    capsys.readouterr()
+    assert cli.main(["compare", *tables, "-o", str(tmp_path / "compared")]) == 0
+    out, err = capsys.readouterr()
+    assert "against true" in out and "moved" in out and "dice" in out and err == ""
+    assert cli.main(["compare", *tables, "-o", str(tmp_path / "compared"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["run"] for row in rows} == {"moved"}
+    assert cli.main(["verify", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statements"] == 4
+
+
+def test_demo_leaves_evidence_of_all_that_it_made(
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The demo itself takes minutes and has its own test; here is what the command adds."""
+    import qinjing.demo
+
+    def run_demo(dataset: Path | None, output: Path) -> dict[str, Any]:
+        (output / "results").mkdir(parents=True)
+        (output / "results" / "case.nii.gz").write_bytes(b"label")
+        (output / "scans").symlink_to(phantoms)
+        return {"report": "report.html", "refused": []}
+
+    monkeypatch.setattr(qinjing.demo, "run_demo", run_demo)
+    assert cli.main(["demo", "-i", str(phantoms), "-o", str(tmp_path / "demo")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert cli.main(["verify", str(tmp_path / "demo"), "-i", str(phantoms), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["unclaimed"] == [] and result["outputs"] == 11

@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse(words, COMMANDS)
         result = _run(command, as_json)
         code = 2 if command.refusals(result) else 0
-        _say(
-            json.dumps(show.plain(result), ensure_ascii=False) if as_json else command.text(result)
-        )
+        if _is_first():
+            object_ = json.dumps(show.plain(result), ensure_ascii=False) if as_json else ""
+            _say(object_ or command.text(result))
         for sentence in command.refusals(result):
             _complain(sentence)
         return code
@@ -82,6 +82,8 @@ def _refuse(sentence: str, as_json: bool, code: int) -> int:
 
 def _say(text: str) -> None:
     """Print to standard output; a reader that went away is no failure."""
+    if not _is_first():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -89,7 +91,14 @@ def _say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_first() -> bool:
+    """Whether this process speaks: of those that `torchrun` started, the first."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def _complain(sentence: str) -> None:
+    if not _is_first():
+        return
     with contextlib.suppress(BrokenPipeError):
         print(f"qinjing: {sentence}", file=sys.stderr, flush=True)
 

@@ -94,12 +94,16 @@ class Compare(Command):
 
         result = compare_files(self.metrics, self.output)
         inputs = {f"metrics {k}": path for k, path in enumerate(self.metrics)}
-        record(self, "compare", inputs, [self.output])
-        return dict(result)
+        record(self, "compare", inputs, sorted(self.output.glob("comparison.*")))
+        return result
 
     def text(self, result: Mapping[str, Any]) -> str:
-        """The comparison, one line a field."""
-        return show.pairs(result)
+        """What differs over the foreground; the rest lies in the folder."""
+        return show.comparison(result) + f"\nwritten: {self.output / 'comparison.html'}"
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each table that could not be read."""
+        return refused(result)
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,10 @@ class Demo(Command):
         """Run it; where the report is."""
         from qinjing.demo import run_demo
 
-        return dict(run_demo(self.dataset, self.output))
+        result = run_demo(self.dataset, self.output)
+        inputs = {"dataset": self.dataset} if self.dataset else {}
+        record(self, "demo", inputs, [self.output])
+        return result
 
     def text(self, result: Mapping[str, Any]) -> str:
         """What was reached, and where the report is."""

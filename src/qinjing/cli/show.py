@@ -86,6 +86,25 @@ def metrics(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"lowest Dice: {', '.join(worst)}"] if worst else lines)
 
 
+def comparison(result: Mapping[str, Any]) -> str:
+    """One line a method and metric over all labels together, against the first table."""
+    rows = [
+        (
+            row["run"],
+            row["metric"],
+            row["n"],
+            _fixed(row["run_mean"]["mean"]),
+            interval(row["difference"]),
+            _cell(row["wilcoxon_p_holm"]),
+            row["verdict"],
+        )
+        for row in result["rows"]
+        if row["label"] == "foreground"
+    ]
+    header = ("method", "metric", "n", "mean", "difference, 95 % interval", "p", "verdict")
+    return f"against {result['baseline']}\n{table(header, rows)}"
+
+
 def interval(one: Mapping[str, Any]) -> str:
     """A mean with its confidence interval, as far as they are there."""
     low, high = one.get("low"), one.get("high")
