@@ -1,0 +1,348 @@
+"""Compare tables of metrics on the cases that they share: paired tests, intervals, effect sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinjing.config import read_json, write_json
+from qinjing.errors import FormatError, InputError
+from qinjing.metrics import METRICS
+from qinjing.metrics.statistics import (
+    FEWEST_PAIRS,
+    Interval,
+    PairedTest,
+    bootstrap_mean,
+    holm,
+    paired_test,
+)
+from qinjing.report.compare_page import write_pages
+
+COMPARED = (
+    "dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "specificity", "volume_error_ml",
+    "betti_error", "ece",
+)  # fmt: skip
+_LABEL_ONLY = ("volume_error_ml",)
+_FOREGROUND_ONLY = ("ece",)
+LEVEL = 0.05
+CONVENTIONS = {
+    "pairs": "Only cases that both tables hold; the first table is the baseline.",
+    "left out": "A pair with an undefined or infinite value on either side is left out of that row "
+    "and counted. A method that misses a label altogether has no HD95 there: read its Dice.",
+    "foreground": "For each case the mean over the labels that both tables could measure.",
+    "volume error": "Its absolute value, so that lower is better.",
+    "difference": "Method − baseline, with the 95 % BCa bootstrap interval of the mean, whole "
+    "patients drawn.",
+    "tests": "Two-sided paired t-test and Wilcoxon signed-rank test on one mean difference for "
+    f"each patient; none with fewer than {FEWEST_PAIRS} patients.",
+    "holm": "Holm's correction over every row of this comparison, for each of the two tests.",
+    "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL}.",
+    "effect size": "Cohen's dz; rank-biserial correlation.",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One table of metrics.
+
+    Attributes:
+        name: short, different from the other runs' names.
+        path: the file or folder that was given.
+        labels: foreground value (as text) → name.
+        tolerance_mm: of its NSD, None where it does not say.
+        cases: case id → entry of metrics.json.
+    """
+
+    name: str
+    path: Path
+    labels: Mapping[str, str]
+    tolerance_mm: float | None
+    cases: Mapping[str, Mapping[str, Any]]
+
+
+def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
+    """Compare every table with the first, on the cases that both hold.
+
+    Args:
+        metrics: two or more metrics.json, or folders that hold one, or run folders, whose folds
+            are taken together.
+        seed: of the bootstrap.
+
+    Returns:
+        The content of comparison.json: "rows", one for each method, label and metric, and what
+        could not be paired or read.
+
+    Raises:
+        InputError: fewer than two tables could be read, or two have no case or label in common.
+    """
+    runs, refused = _read_runs([Path(path) for path in metrics])
+    baseline, others = runs[0], runs[1:]
+    labels = {v: n for v, n in baseline.labels.items() if all(v in o.labels for o in others)}
+    if not labels:
+        raise InputError("tables", "of a common label", ", ".join(r.name for r in runs))
+    rows: list[dict[str, Any]] = []
+    unpaired: list[dict[str, str]] = []
+    for other in others:
+        common = [case_id for case_id in baseline.cases if case_id in other.cases]
+        if not common:
+            raise InputError("tables", "of a common case", f"{baseline.name} and {other.name}")
+        rows += _compare_pair(baseline, other, common, labels, seed)
+        for one, another in ((baseline, other), (other, baseline)):
+            missing = [case_id for case_id in one.cases if case_id not in another.cases]
+            unpaired += [
+                {"case_id": c, "only_in": one.name, "not_in": another.name} for c in missing
+            ]
+    for test in ("t_p", "wilcoxon_p"):
+        for row, p in zip(rows, holm([row[test] for row in rows]), strict=True):
+            row[f"{test}_holm"] = p
+    for row in rows:
+        row["verdict"] = _verdict(row)
+    return {
+        "baseline": baseline.name,
+        "runs": [{"name": r.name, "file": str(r.path), "cases": len(r.cases),
+                  "tolerance_mm": r.tolerance_mm} for r in runs],
+        "labels": labels,
+        "conventions": CONVENTIONS,
+        "rows": rows,
+        "unpaired": unpaired,
+        "refused": refused,
+        "notes": _notes(runs, labels),
+    }  # fmt: skip
+
+
+def compare_files(metrics: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
+    """Compare and write comparison.json, .csv, .md, .html and .png into a folder.
+
+    Raises:
+        InputError: as `compare`; nothing is written then.
+    """
+    result = compare(metrics)
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise InputError("output", "a folder", "a file", where=output)
+    points = differences(metrics)
+    write_pages(result, points, output)
+    write_json(output / "comparison.json", result)
+    return result
+
+
+def differences(metrics: Sequence[str | Path]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Return method → metric → label → the differences of its finite pairs, for a picture.
+
+    Raises:
+        InputError: as `compare`.
+    """
+    runs, _ = _read_runs([Path(path) for path in metrics])
+    baseline, found = runs[0], {}
+    for other in runs[1:]:
+        common = [case_id for case_id in baseline.cases if case_id in other.cases]
+        labels = [value for value in baseline.labels if value in other.labels]
+        found[other.name] = {
+            metric: {
+                label: second[np.isfinite(second - first)] - first[np.isfinite(second - first)]
+                for label, first, second in _columns(baseline, other, common, labels, metric)
+            }
+            for metric in ("dice", "hd95_mm")
+        }
+    return found
+
+
+def _compare_pair(
+    baseline: Run, other: Run, common: list[str], labels: Mapping[str, str], seed: int
+) -> list[dict[str, Any]]:
+    """Return the rows of one method against the baseline."""
+    patients = [str(baseline.cases[case_id].get("patient_id", case_id)) for case_id in common]
+    rows = []
+    for metric in COMPARED:
+        if metric == "nsd" and not _same_tolerance(baseline, other):
+            continue
+        for label, first, second in _columns(baseline, other, common, list(labels), metric):
+            both = np.isfinite(first) & np.isfinite(second)
+            if not both.any():
+                continue
+            kept = [patient for patient, keep in zip(patients, both, strict=True) if keep]
+            test = paired_test(first[both], second[both], kept, seed=seed)
+            rows.append({
+                "run": other.name, "baseline": baseline.name, "metric": metric, "label": label,
+                "name": labels.get(label, "foreground"), "unit": METRICS[metric].unit,
+                "better": "higher" if METRICS[metric].better == "higher" else "lower",
+                "n": test.n, "left_out": len(common) - test.n,
+                "baseline_mean": _entry(bootstrap_mean(first[both], kept, seed=seed)),
+                "run_mean": _entry(bootstrap_mean(second[both], kept, seed=seed)),
+                **_test_entry(test),
+            })  # fmt: skip
+    return rows
+
+
+def _columns(
+    baseline: Run, other: Run, common: list[str], labels: list[str], metric: str
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Return (label, baseline's values, the method's values) for the foreground and each label."""
+    if metric in _FOREGROUND_ONLY:
+        pair = [
+            np.array([_value(run, c, None, metric) for c in common]) for run in (baseline, other)
+        ]
+        return [("foreground", pair[0], pair[1])]
+    first, second = (
+        np.array([[_value(run, case_id, label, metric) for label in labels] for case_id in common])
+        for run in (baseline, other)
+    )
+    columns = [(label, first[:, k], second[:, k]) for k, label in enumerate(labels)]
+    if metric in _LABEL_ONLY:
+        return columns
+    both = np.isfinite(first) & np.isfinite(second)
+    size = both.sum(axis=1)
+    means = [
+        np.divide(np.where(both, table, 0).sum(axis=1), size,
+                  out=np.full(len(common), np.nan), where=size > 0)
+        for table in (first, second)
+    ]  # fmt: skip
+    return [("foreground", means[0], means[1]), *columns]
+
+
+def _value(run: Run, case_id: str, label: str | None, metric: str) -> float:
+    """Return one number, NaN where it is not defined; volume errors without their sign.
+
+    Raises:
+        FormatError: it is no number.
+    """
+    case = run.cases[case_id]
+    entry = case if label is None else case["labels"].get(label, {})
+    value = entry.get(metric)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e100:
+        raise FormatError(f"{metric} of {case_id}", "a number or null", value, where=run.path)
+    return abs(float(value)) if metric == "volume_error_ml" else float(value)
+
+
+def _test_entry(test: PairedTest) -> dict[str, Any]:
+    return {
+        "difference": _entry(test.difference),
+        "t_p": test.t_p,
+        "wilcoxon_p": test.wilcoxon_p,
+        "cohens_dz": _plain(test.cohens_dz),
+        "rank_biserial": _plain(test.rank_biserial),
+    }
+
+
+def _entry(interval: Interval) -> dict[str, float | None]:
+    return {
+        "mean": _plain(interval.mean),
+        "low": _plain(interval.low),
+        "high": _plain(interval.high),
+    }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Say in words what the row shows, and nothing more than that."""
+    if row["wilcoxon_p"] is None:
+        return "too few to test"
+    if row["wilcoxon_p_holm"] >= LEVEL or not row["rank_biserial"]:
+        return "no difference shown"
+    higher = row["rank_biserial"] > 0
+    if higher != ((row["difference"]["mean"] or 0) > 0):
+        return "mean and ranks disagree"
+    return "better" if higher == (row["better"] == "higher") else "worse"
+
+
+def _notes(runs: Sequence[Run], labels: Mapping[str, str]) -> list[str]:
+    """Say what was left out of the whole comparison."""
+    notes = []
+    for run in runs:
+        extra = [f"{value} ({name})" for value, name in run.labels.items() if value not in labels]
+        if extra:
+            notes.append(f"Labels only some tables have were left out: {', '.join(extra)}.")
+        if not _same_tolerance(runs[0], run):
+            notes.append(
+                f"NSD was left out for {run.name}: its tolerance is {run.tolerance_mm} mm, "
+                f"the baseline's {runs[0].tolerance_mm} mm."
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _same_tolerance(one: Run, other: Run) -> bool:
+    return one.tolerance_mm == other.tolerance_mm
+
+
+def _read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, str]]]:
+    """Read every table; one that cannot be read is refused, and two are needed.
+
+    Raises:
+        InputError: fewer than two could be read, or the baseline could not.
+    """
+    if len(paths) < 2:
+        raise InputError("metrics", "two or more files", len(paths))
+    runs: list[Run] = []
+    refused = []
+    for number, path in enumerate(paths):
+        try:
+            runs.append(_read_run(path, _name(path, paths)))
+        except InputError as error:
+            if number == 0 or len(paths) == 2:
+                raise
+            refused.append({"case_id": str(path), "reason": str(error)})
+    if len(runs) < 2:
+        raise InputError("metrics", "two or more readable files", refused[0]["reason"])
+    return runs, refused
+
+
+def _name(path: Path, paths: Sequence[Path]) -> str:
+    """Return the shortest end of the path that no other has, without "metrics.json"."""
+
+    def parts(one: Path) -> list[str]:
+        whole = one.resolve()
+        whole = whole.parent if whole.name == "metrics.json" else whole
+        return [*whole.parts[:-1], whole.name.removesuffix(".json")]
+
+    mine = parts(path)
+    others = [parts(other) for other in paths if other is not path]
+    for length in range(1, len(mine)):
+        if all(other[-length:] != mine[-length:] for other in others):
+            return "/".join(mine[-length:])
+    raise InputError("metrics", "different files", path)
+
+
+def _read_run(path: Path, name: str) -> Run:
+    """Read one table, or the folds of a run as one.
+
+    Raises:
+        FormatError: it is not in the form that evaluation writes, or names a case twice.
+    """
+    files = [path]
+    if path.is_dir():
+        folds = sorted(path.glob("fold_*/metrics.json"))
+        files = (
+            folds if folds and not (path / "metrics.json").is_file() else [path / "metrics.json"]
+        )
+    labels: dict[str, str] = {}
+    cases: dict[str, Mapping[str, Any]] = {}
+    tolerances = set()
+    for file in files:
+        content = read_json(file)
+        entries = content.get("cases") if isinstance(content, dict) else None
+        named = content.get("labels") if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not isinstance(named, dict):
+            raise FormatError("metrics", "an object with labels and cases", where=file)
+        for entry in entries:
+            rows = entry.get("labels") if isinstance(entry, dict) else None
+            if not isinstance(rows, dict) or not all(isinstance(r, dict) for r in rows.values()):
+                raise FormatError("metrics case", "an object with case_id and labels", where=file)
+            case_id = entry.get("case_id")
+            if not isinstance(case_id, str) or case_id in cases:
+                raise FormatError("case_id", "a text, once in the table", case_id, where=file)
+            cases[case_id] = entry
+        labels.update({str(value): str(text) for value, text in named.items()})
+        tolerance = content.get("tolerance_mm")
+        known = type(tolerance) in (int, float) and abs(tolerance) < 1e100
+        tolerances.add(float(tolerance) if known else None)
+    return Run(name, path, labels, tolerances.pop() if len(tolerances) == 1 else None, cases)
