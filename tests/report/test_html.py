@@ -253,6 +253,7 @@ def test_baselines_stand_beside_ours_and_the_sign_speaks_of_ours(run, phantoms, 
     section = page.text[page.text.index("Against baselines") :]
     assert f"six <off> Dice all labels {ours:.3f} {theirs:.3f} +{ours - theirs:.3f}" in section
     assert f"the same Dice all labels {ours:.3f} {ours:.3f} +0.000" in section
+    assert "the same HD95 (mm) all labels" in section[section.index("Every label and metric") :]
     # Six pairs all of one sign: Wilcoxon's exact p is 2/64, twice that among two baselines.
     assert " 0.062 " in section[section.index("six <off> Dice all") :][:90]
     _, _, page = report(run, tmp_path, baselines={"six <off>": far.parent})

@@ -14,9 +14,8 @@ from qinjing.report.source import Evaluated
 
 _CAPTION = (
     "Ours minus theirs on the cases that both have, with the 95 % bootstrap interval of the mean. "
-    "The question asked first is Dice over all labels: its p-values are corrected by Holm's method "
-    "over the baselines. All other rows are one further family, corrected together. A verdict is "
-    f"given where Wilcoxon's corrected p is below {LEVEL}."
+    "p-values are corrected by Holm's method over the baselines; a verdict is given where "
+    f"Wilcoxon's is below {LEVEL}."
 )
 
 
@@ -36,7 +35,7 @@ def against(
         others: the same names → what was read there.
         name: ours.
     """
-    empty: dict[str, Any] = {"comparisons": [], "comparison_means": [],
+    empty: dict[str, Any] = {"comparisons": [], "further_comparisons": [], "comparison_means": [],
                              "comparison_caption": _CAPTION, "comparison_notes": []}  # fmt: skip
     if metrics is None or not baselines:
         return empty
@@ -51,14 +50,21 @@ def against(
     rows = [
         row for row in result["rows"] if row["label"] == "foreground" or row["metric"] == "dice"
     ]
-    for family in ([r for r in rows if _is_first(r)], [r for r in rows if not _is_first(r)]):
+    # Dice over all labels is the question asked first; the rest would drown it in one family.
+    families = [r for r in rows if _is_first(r)], [r for r in rows if not _is_first(r)]
+    for family in families:
         for test in ("t_p", "wilcoxon_p"):
             for row, p in zip(family, holm([row[test] for row in family]), strict=True):
                 row[f"{test}_holm"] = p
+    first, further = (
+        [_row(row, of_run[row["run"]], metrics.get("tolerance_mm")) for row in family]
+        for family in families
+    )
     return {
-        **empty,
-        "comparisons": [_row(row, of_run[row["run"]], metrics.get("tolerance_mm")) for row in rows],
+        "comparisons": first,
+        "further_comparisons": further,
         "comparison_means": _means(metrics, others, name),
+        "comparison_caption": _CAPTION,
         "comparison_notes": list(result["notes"]),
     }
 
