@@ -137,12 +137,14 @@ def write_plan(data: Path, path: Path, steps: int) -> Path:
     from dataclasses import replace
 
     from qinjing.config import write_json
+    from qinjing.data.fingerprint import fingerprint_dataset
     from qinjing.data.layouts import open_dataset
+    from qinjing.data.preprocess import read_pair
     from qinjing.engine.plan import make_plan, with_steps
-    from qinjing.tasks.planning import measure
 
     dataset = open_dataset(data)
-    plan = make_plan(measure(dataset, dataset.cases), device="cpu", threads=1)
+    fingerprint = fingerprint_dataset(dataset, dataset.cases, read_pair)
+    plan = make_plan(fingerprint, device="cpu", threads=1)
     plan = with_steps(plan, steps, budget_s=None, validations=2)
     options = {**plan.model.options, "widths": [8 for _ in plan.model.options["widths"]]}
     plan = replace(
