@@ -321,8 +321,12 @@ def _documents(found: Source) -> dict[str, Any]:
         "plan_facts": tables.flat(documents.get("plan", {})),
         "fingerprint_facts": tables.flat(documents.get("fingerprint", {}), limit=40),
         "splits": rows,
-        "environment": tables.flat(documents.get("measured", {}).get("environment") or {})
-        + tables.flat(documents.get("run", {})),
+        "environment": [
+            (key, value)
+            for content in (documents.get("measured", {}).get("environment"), documents.get("run"))
+            for key, value in tables.flat(content or {})
+            if value != "–"
+        ],
     }
 
 

@@ -26,6 +26,7 @@ PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#0
 LESION_WORDS = ("lesion", "tumour", "tumor", "cancer", "nodule", "metasta", "infarct", "plaque")
 MARGIN_MM = 18.0
 DPI = 110
+PAGE_INCHES = 10.6  # as wide as the page at this resolution, so that letters keep their size
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,11 @@ def _canvas(
     sizes_mm: Sequence[tuple[float, float]], columns: int
 ) -> tuple[Figure, list[list[Any]]]:
     """Lay out rows whose heights follow the millimetres that they show."""
-    width = 3.05 * columns
+    cell = min(3.05, PAGE_INCHES / columns)
+    width = cell * columns
     widest = max(w for _, w in sizes_mm)
     ratios = [max(h / widest, 0.25) for h, _ in sizes_mm]
-    height = 3.05 * sum(ratios) + 0.3
+    height = cell * sum(ratios) + 0.3
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="black")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
