@@ -11,7 +11,7 @@ import torch
 
 from qinjing.data.case import Case, Dataset
 from qinjing.data.fingerprint import Fingerprint
-from qinjing.data.splits import make_splits
+from qinjing.data.splits import Split, make_splits
 from qinjing.engine.device import default_device
 from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import LayoutError
@@ -61,9 +61,14 @@ def plan_dataset(
     """
     opened, cases, _ = sound_cases(Path(dataset), tell or silent)
     fingerprint = measure(opened, cases)
-    held_out = len(make_splits(cases)[0]["val"]) if len(cases) > 1 else 1
+    held_out = len(default_splits(cases)[0]["val"])
     budget = budget_s or DEFAULT_BUDGET_S
     return plan_training(fingerprint, budget, overrides or Overrides(), held_out)
+
+
+def default_splits(cases: Sequence[Case]) -> list[Split]:
+    """Five folds by patient, fewer where there are fewer patients."""
+    return make_splits(cases, folds=min(5, len({case.patient_id for case in cases})))
 
 
 def measure(dataset: Dataset, cases: Sequence[Case]) -> Fingerprint:

@@ -14,7 +14,7 @@ import torch
 from qinjing.config import read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
-from qinjing.data.splits import Split, make_splits, read_splits, write_splits
+from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
 from qinjing.engine.device import environment, peak_memory_gib
@@ -25,6 +25,7 @@ from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
     Overrides,
     Tell,
+    default_splits,
     measure,
     plan_training,
     silent,
@@ -176,6 +177,7 @@ def _measure_fold(
         "dice": metrics["mean"]["foreground"]["dice"]["mean"],
     }
     write_json(folder / "result.json", summary)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nothing is left to resume
     tell("measured", summary)
     return summary
 
@@ -214,11 +216,7 @@ def _splits(config: TrainConfig, cases: Sequence[Case]) -> list[Split]:
     path = config.output / "splits_final.json"
     if config.resume and path.exists():
         return read_splits(path, cases)
-    if config.splits:
-        splits = read_splits(config.splits, cases)
-    else:
-        patients = len({case.patient_id for case in cases})
-        splits = make_splits(cases, folds=min(5, patients))
+    splits = read_splits(config.splits, cases) if config.splits else default_splits(cases)
     if parallel.is_first():
         write_splits(path, splits)
     return splits
@@ -232,13 +230,26 @@ def _plan(
     folds: int,
     start: float,
 ) -> Plan:
-    """Take the run's plan or the one given; make one where there is none."""
+    """Take the run's plan or the one given; make one where there is none.
+
+    It is read back from its file in any case: so a resumed run, and every process of a parallel
+    one, goes by the very same numbers.
+    """
     path = config.output / "plan.json"
-    if config.resume and path.exists():
-        return read_config(path, Plan)
-    if not parallel.is_first():
-        parallel.wait()
-        return read_config(path, Plan)
+    if parallel.is_first() and not (config.resume and path.exists()):
+        _write_plan(config, dataset, cases, splits, folds, start)
+    parallel.wait()
+    return read_config(path, Plan)
+
+
+def _write_plan(
+    config: TrainConfig,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    splits: Sequence[Split],
+    folds: int,
+    start: float,
+) -> None:
     if config.plan:
         plan = read_config(config.plan, Plan)
     else:
@@ -257,9 +268,7 @@ def _plan(
             "licence": dataset.licence,
         },
     )
-    write_json(path, plan)
-    parallel.wait()
-    return plan
+    write_json(config.output / "plan.json", plan)
 
 
 def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
