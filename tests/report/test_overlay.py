@@ -45,8 +45,20 @@ def test_else_the_deepest_error_in_millimetres():
     guess = boxes(v1=np.s_[1:11, 2:18, 2:21])
     guess.voxels[2:7, 5:10, 5:10] = 0
     center, words = focus(truth, guess, {0: "background", 1: "liver"})
-    assert words == "the largest error"
+    assert words == "the largest error near the labels"
     assert center == (4, 7, 7)
+
+
+def test_a_far_error_counts_where_there_is_none_near():
+    truth = boxes(v1=np.s_[1:4, 2:5, 2:5])
+    near, far = np.s_[2:3, 4:6, 2:4], np.s_[8:12, 14:20, 16:22]
+    guess = boxes(v1=np.s_[1:4, 2:5, 2:5])
+    guess.voxels[far] = 1
+    center, words = focus(truth, guess, {1: "liver"})
+    assert words == "the largest error" and center[0] >= 8
+    guess.voxels[near] = 0
+    center, words = focus(truth, guess, {1: "liver"})
+    assert words == "the largest error near the labels" and center[0] == 2
 
 
 def test_else_the_middle_of_what_is_labelled():

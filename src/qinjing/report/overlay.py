@@ -25,6 +25,7 @@ PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#0
 # A small structure inside a larger one: what a reader looks for first.
 LESION_WORDS = ("lesion", "tumour", "tumor", "cancer", "nodule", "metasta", "infarct", "plaque")
 MARGIN_MM = 18.0
+NEAR_MM = 5.0
 DPI = 110
 PAGE_INCHES = 10.6  # as wide as the page at this resolution, so that letters keep their size
 
@@ -67,8 +68,8 @@ def focus(
     """Choose the voxel that the three planes go through.
 
     The middle of the largest lesion where a label is named so, else the deepest error of the
-    prediction, else the deepest point of the foreground: "deepest" is farthest from its own
-    surface, in millimetres.
+    prediction (near the truth where there is one, so that the planes show both), else the deepest
+    point of the foreground: "deepest" is farthest from its own surface, in millimetres.
 
     Args:
         truth: (D, H, W) label values.
@@ -84,6 +85,11 @@ def focus(
         return _deepest(mask, truth.spacing_mm), f"the {labels[lesions[0]]}"
     if prediction is not None:
         mask = truth.voxels != prediction.voxels
+        near = np.zeros_like(mask)
+        box = _box(truth.voxels > 0, truth.spacing_mm, NEAR_MM)
+        near[box] = mask[box]
+        if near.any():
+            return _deepest(near, truth.spacing_mm), "the largest error near the labels"
         if mask.any():
             return _deepest(mask, truth.spacing_mm), "the largest error"
     mask = truth.voxels > 0
@@ -114,7 +120,8 @@ def overlay_figure(
 ) -> Figure:  # fmt: skip
     """Draw outlines on the image: one row a plane, one column for the image and each layer.
 
-    The first layer is the truth; it returns as a dashed white line under each of the others.
+    The first layer is the truth; it returns as a dashed white line under each of the others. The
+    pictures are cut around the first two.
 
     Args:
         image: (D, H, W), or (C, D, H, W) of which the first channel is shown.
@@ -136,7 +143,11 @@ def overlay_figure(
     marker = np.zeros(image.shape, dtype=bool)
     marker[center] = True
     middle = np.argwhere(image.with_voxels(marker).canonical().voxels)[0]
-    box = _crop(background, list(maps.values()))
+    # Truth and ours decide what is in the picture; a baseline's stray voxels would only shrink it.
+    foreground = np.zeros(background.shape, dtype=bool)
+    for labelled in list(maps.values())[:2]:
+        foreground |= labelled > 0
+    box = _box(foreground, background.spacing_mm, MARGIN_MM)
     low, high = _window(background.voxels[box])
     cells = [_cell(plane, background, middle, box) for plane in PLANES]
     figure, axes = _canvas([cell.size_mm for cell in cells], 1 + len(maps))
@@ -182,18 +193,14 @@ def _cell(plane: Plane, volume: Volume, middle: np.ndarray, box: tuple[slice, ..
     return _Cell(tuple(index), plane.flip_rows, (height, width))
 
 
-def _crop(volume: Volume, maps: Sequence[np.ndarray]) -> tuple[slice, ...]:
-    """Return the box around every label with a margin, the whole volume where there is none."""
-    foreground = np.zeros(volume.shape, dtype=bool)
-    for labels in maps:
-        foreground |= labels > 0
-    if not foreground.any():
-        return tuple(slice(0, n) for n in volume.shape)
+def _box(mask: np.ndarray, spacing_mm: Sequence[float], margin_mm: float) -> tuple[slice, ...]:
+    """Return the box around `mask` with a margin, the whole volume where it is empty."""
+    if not mask.any():
+        return tuple(slice(0, n) for n in mask.shape)
     box = []
-    for axis, (n, spacing) in enumerate(zip(volume.shape, volume.spacing_mm, strict=True)):
-        others = tuple(i for i in range(3) if i != axis)
-        there = np.flatnonzero(foreground.any(axis=others))
-        margin = int(np.ceil(MARGIN_MM / spacing))
+    for axis, (n, spacing) in enumerate(zip(mask.shape, spacing_mm, strict=True)):
+        there = np.flatnonzero(mask.any(axis=tuple(i for i in range(3) if i != axis)))
+        margin = int(np.ceil(margin_mm / spacing))
         box.append(slice(max(0, int(there[0]) - margin), min(n, int(there[-1]) + 1 + margin)))
     return tuple(box)
 
