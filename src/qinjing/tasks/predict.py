@@ -15,7 +15,6 @@ from torch import nn
 from qinjing.config import read_config
 from qinjing.data.case import Case
 from qinjing.data.preprocess import INTERPOLATION_ORDER, read_image
-from qinjing.data.resample import resampled_shape
 from qinjing.engine.checkpoint import load_model
 from qinjing.engine.device import default_device
 from qinjing.engine.infer import predict_labels_on_grid
@@ -84,14 +83,10 @@ class Segmenter:
             GeometryError: another number of channels than the model was trained with.
         """
         plan = self.plan
-        canonical = image.canonical()
-        shape = resampled_shape(
-            canonical.shape, canonical.spacing_mm, plan.preprocessing.spacing_mm
-        )
         labels, certainty = predict_labels_on_grid(
             self.nets,
             image,
-            window_for(shape, plan, all_flips(plan.flips) if flips else ((),)),
+            window_for(plan, all_flips(plan.flips) if flips else ((),)),
             plan.classes,
             spacing_mm=plan.preprocessing.spacing_mm,
             normalise=plan.preprocessing.normalise,

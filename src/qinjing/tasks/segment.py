@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import torch
@@ -18,8 +17,6 @@ from qinjing.engine.infer import Window, predict_volume
 from qinjing.engine.plan import Plan
 from qinjing.losses import LOSSES, deep_supervision
 
-# A volume up to so many times the patch is predicted in one window: no seams, no overlap.
-_ONE_WINDOW = 2.0
 _OVERLAP = 0.5
 
 
@@ -87,12 +84,11 @@ class SegmentTask:
 
     def _dice(self, net: nn.Module, case: CachedCase) -> list[float]:
         image = torch.from_numpy(np.array(case.image))
-        window = window_for(image.shape[1:], self.plan)
         execution = self.plan.execution
         found = predict_volume(
             [net],
             image,
-            window,
+            window_for(self.plan),
             self.plan.classes,
             precision=execution.precision,
             device=torch.device(execution.device),
@@ -105,15 +101,12 @@ class SegmentTask:
         return scores
 
 
-def window_for(
-    shape: Sequence[int], plan: Plan, flips: tuple[tuple[int, ...], ...] = ((),)
-) -> Window:
-    """Return how to cut a volume of `shape` (D, H, W) on the plan's grid."""
-    whole = tuple(max(n, p) for n, p in zip(shape, plan.patch_size, strict=True))
-    if prod(whole) <= _ONE_WINDOW * prod(plan.patch_size):
-        d, h, w = (-(-n // 8) * 8 if n != p else p
-                   for n, p in zip(whole, plan.patch_size, strict=True))  # fmt: skip
-        return Window((d, h, w), flips=flips)
+def window_for(plan: Plan, flips: tuple[tuple[int, ...], ...] = ((),)) -> Window:
+    """Return how to cut a volume on the plan's grid: as training did, half overlapping.
+
+    One large window would be cheaper, but the network sees other statistics and borders in it than
+    it was trained with: on the hippocampus Dice 0.8817 instead of 0.8851.
+    """
     return Window(plan.patch_size, overlap=_OVERLAP, flips=flips)
 
 
