@@ -137,7 +137,7 @@ def draw(rng: np.random.Generator, vendor: str | None = None) -> PhantomParamete
     chosen = tuple(VENDORS)[int(rng.integers(len(VENDORS)))]
     structures = _draw_structures(rng)
     greys = {n: grey * float(rng.uniform(0.96, 1.04)) for n, (_, grey, _) in TISSUES.items()}
-    greys["lesion"] = greys["liver"] * float(rng.uniform(0.76, 0.84))
+    greys["lesion"] = greys["liver"] * float(rng.uniform(0.68, 0.78))
     tilt = rng.uniform(-12.0, 12.0, 3) * (rng.random() < 0.35)
     return PhantomParameters(
         vendor=VENDORS[vendor or chosen],
@@ -191,7 +191,7 @@ def _draw_lesions(rng: np.random.Generator, organ: Ellipsoid) -> list[Ellipsoid]
     found: list[tuple[np.ndarray, float]] = []
     for _ in range(int(rng.integers(1, 4))):
         for _attempt in range(50):
-            radii = rng.uniform(3.5, 6.0, 3)
+            radii = rng.uniform(4.5, 7.0, 3)
             reach = float(radii.max())
             direction = rng.standard_normal(3)
             direction /= np.linalg.norm(direction)
