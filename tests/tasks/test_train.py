@@ -81,6 +81,10 @@ def test_every_fold_is_trained_measured_and_recorded(run: Path) -> None:
         assert (run / f"fold_{fold}" / "summary.json").exists()
     dice = [read_json(run / f"fold_{f}" / "result.json")["dice"] for f in range(len(splits))]
     assert np.mean(dice) > 0.7
+    pooled = read_json(run / "metrics.json")
+    assert [len(pooled["cases"]), pooled["mean"]["2"]["dice"]["n"]] == [6, 6]
+    every = [case["labels"][value]["dice"] for value in "25" for case in pooled["cases"]]
+    assert pooled["mean"]["foreground"]["dice"]["mean"] == pytest.approx(np.mean(every))
     assert not (run / "cache").exists()  # no second copy of patients' images
     assert not [f for f in evidence.verify(run).faults if f.severity == "error"]
 

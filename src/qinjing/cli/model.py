@@ -141,6 +141,7 @@ class Train(Command):
             for one in result["folds"]
         ]
         lines = [show.table(("fold", "steps", "time", "mean foreground Dice"), rows)]
+        lines.append(f"mean foreground Dice over all held-out cases: {result['dice']}")
         return "\n".join([*lines, f"{result['seconds']:.0f} s in all; model: {result['output']}"])
 
     def refusals(self, result: Mapping[str, Any]) -> list[str]:

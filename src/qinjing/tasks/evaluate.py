@@ -6,7 +6,7 @@ import contextlib
 import math
 import platform
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,26 @@ def evaluate_files(
     write_nnunet_summary(metrics, output.with_name(summary))
     write_json(output, metrics)
     return metrics
+
+
+def pool(tables: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Write one metrics.json over the cases of several, such as the folds of a run; return it.
+
+    Args:
+        tables: metrics.json files of the same labels, no case in two of them.
+        output: metrics.json to write.
+
+    Raises:
+        FormatError: a table cannot be read.
+    """
+    read = [read_json(path) for path in tables]
+    head = {k: read[0][k] for k in ("labels", "tolerance_mm", "conventions")}
+    cases = [case for table in read for case in table["cases"]]
+    refused = [one for table in read for one in table["refused"]]
+    labels = [int(value) for value in head["labels"]]
+    pooled = {**head, **_means(cases, labels), "refused": refused}
+    write_json(output, pooled)
+    return pooled
 
 
 def _pairs(

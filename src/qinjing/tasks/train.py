@@ -73,7 +73,8 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
             "measured", fields).
 
     Returns:
-        "folds" with what each reached, "refused" cases, "seconds".
+        "folds" with what each reached, "dice" over all their held-out cases, "refused" cases,
+        "seconds".
 
     Raises:
         InputError: the data set cannot be used, or the run folder holds another run.
@@ -103,9 +104,14 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
             left = (start + config.budget_s - time.monotonic()) / (len(folds) - len(results))
         results.append(_one_fold(config, plan, cases, splits[fold], fold, left, tell))
     seconds = round(time.monotonic() - start, 1)
-    if parallel.is_first():
-        _finish(config, plan, opened, results, seconds)
-    return {"output": str(config.output), "folds": results, "refused": refused, "seconds": seconds}
+    dice = _finish(config, opened, results, folds, seconds) if parallel.is_first() else None
+    return {
+        "output": str(config.output),
+        "folds": results,
+        "dice": dice,
+        "refused": refused,
+        "seconds": seconds,
+    }
 
 
 def _one_fold(
@@ -278,11 +284,18 @@ def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
 
 
 def _finish(
-    config: TrainConfig, plan: Plan, dataset: Dataset, results: list[dict[str, Any]], seconds: float
-) -> None:
-    """Write what was measured beside what was planned, leave evidence, drop the copies."""
+    config: TrainConfig,
+    dataset: Dataset,
+    results: Sequence[dict[str, Any]],
+    folds: Sequence[int],
+    seconds: float,
+) -> float | None:
+    """Write what was measured, leave evidence, drop the copies; the mean Dice over all folds."""
     from qinjing import evidence
+    from qinjing.tasks.evaluate import pool
 
+    tables = [config.output / f"fold_{fold}" / "metrics.json" for fold in folds]
+    pooled = pool(tables, config.output / "metrics.json")
     measured = {
         "training_s": max(result["training_s"] for result in results),
         "step_s": results[-1]["training_s"] / max(1, results[-1]["steps"]),
@@ -303,6 +316,8 @@ def _finish(
         asdict(config),
         basis=dataset.licence or None,
     )
+    mean: float | None = pooled["mean"]["foreground"]["dice"]["mean"]
+    return mean
 
 
 def _is_record(path: Path) -> bool:
