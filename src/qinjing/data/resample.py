@@ -42,7 +42,7 @@ def resampled_shape(
         if not all(np.isfinite(s) and s > 0 for s in spacing):
             raise ConfigError(name, "positive and finite", tuple(spacing))
     d, h, w = (
-        max(1, int(np.round((n - 1) * old / new + 1.0)))
+        max(1, int(np.round((n - 1) * (old / new) + 1.0)))
         for n, old, new in zip(shape, spacing_mm, new_spacing_mm, strict=True)
     )
     return d, h, w

@@ -182,7 +182,8 @@ def predict_volume(
         end = before[0] + shape[0] if last else starts[0][row + 1]
         for z in range(max(d, before[0]), end, writer.block_slices):
             stop = min(z + writer.block_slices, end)
-            writer.push(slab.take(z, stop, inside))
+            slab.take(z, stop, inside, out=writer.room(stop - z))
+            writer.push(stop - z)
         slab.clear(d, d + window.patch_size[0] if last else end)
     return Prediction(writer.labels, writer.confidence)
 
@@ -313,16 +314,13 @@ class _Slab:
             self.scores[:, slots, h, w].addcmul_(score[:, part], weight[part])
             self.weight[slots, h, w] += weight[part]
 
-    def take(self, start: int, stop: int, inside: tuple[slice, slice]) -> Tensor:
-        """Return the normalised scores of final slices, (n, H, W, K)."""
+    def take(self, start: int, stop: int, inside: tuple[slice, slice], out: Tensor) -> None:
+        """Put the normalised scores of final slices into `out`, (n, H, W, K)."""
         assert self.scores is not None
-        n_classes = self.shape[0]
-        h, w = (s.stop - s.start for s in inside)
-        block = self.scores.new_empty((stop - start, h, w, n_classes))
+        h, w = inside
         for slots, part in self._ring(start, stop):
-            scores = self.scores[:, slots, inside[0], inside[1]].permute(1, 2, 3, 0)
-            torch.div(scores, self.weight[slots, inside[0], inside[1], None], out=block[part])
-        return block
+            scores = self.scores[:, slots, h, w].permute(1, 2, 3, 0)
+            torch.div(scores, self.weight[slots, h, w, None], out=out[part])
 
     def clear(self, start: int, stop: int) -> None:
         """Make the slots of final slices free for later ones."""

@@ -46,35 +46,47 @@ class LabelWriter:
             axis_taps(n, m, s, 1) for n, m, s in zip(shape, target_shape, target_scale, strict=True)
         ]
         self.index_d, self.weight_d = taps[0]
-        (self.index_h, self.weight_h), (self.index_w, self.weight_w) = (
+        (self.index_h, weight_h), (self.index_w, weight_w) = (
             (index.to(device), weight.to(device)) for index, weight in taps[1:]
         )
+        # For each target voxel of a slice: its four neighbours in the source slice, and weights.
+        self.neighbours = (self.index_h[:, None, :, None] * shape[2] + self.index_w[:, None]).view(
+            -1, 4
+        )
+        self.weights = (weight_h[:, None, :, None] * weight_w[:, None]).view(-1, 4)
         self.next_slice = 0  # of the source
         self.next_target = 0
-        self.held: Tensor | None = None  # the last source slice, (1, H, W, K)
+        # The last source slice of the block before, then the block.
+        self.buffer = torch.empty((1 + self.block_slices, *shape[1:], n_classes), device=device)
 
-    def push(self, scores: Tensor) -> None:
-        """Take the next (n, H, W, K) normalised scores and write what they complete."""
+    def room(self, n: int) -> Tensor:
+        """Return where to put the next n ≤ block_slices slices of scores, as (n, H, W, K)."""
+        return self.buffer[1 : 1 + n]
+
+    def push(self, n: int) -> None:
+        """Take the n slices put into `room` and write the target slices that they complete.
+
+        Raises:
+            QinjingError: scores that are not finite.
+        """
+        scores, first = self.room(n), self.next_slice
         if not torch.isfinite(scores.sum()):
             raise QinjingError("the network returned values that are not finite")
-        first = self.next_slice
-        self.next_slice += len(scores)
+        self.next_slice += n
         if self.same_grid:
             best, winner = self._probabilities(scores).max(-1)
             self.labels[first : self.next_slice] = winner.cpu().numpy()
             if self.confidence is not None:
                 self.confidence[first : self.next_slice] = _as_bytes(best)
             return
-        if self.held is not None:
-            first -= 1
-            scores = torch.cat([self.held, scores])
-        block = _Block(scores, first, self)
+        held = int(first > 0)
+        block = _Block(self.buffer[1 - held : 1 + n], first - held, self)
         while self.next_target < len(self.index_d):
             if int(self.index_d[self.next_target, 1]) >= self.next_slice:
                 break
             block.write(self.next_target)
             self.next_target += 1
-        self.held = scores[-1:].clone()
+        self.buffer[0] = scores[-1]
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         wanted = self.confidence is not None and not self.as_probabilities
@@ -85,8 +97,7 @@ class _Block:
     """Some neighbouring source slices of scores, ready to be read at target slices."""
 
     def __init__(self, scores: Tensor, first: int, writer: LabelWriter):
-        self.first, self.writer = first, writer
-        self.scores = scores.flatten(0, 2)
+        self.first, self.writer, self.scores = first, writer, scores
         self.winner = scores.max(-1).indices.to(torch.int16)
         rows = torch.cat([self.winner[:, 1:], self.winner[:, -1:]], 1)
         agree = self.winner == rows
@@ -96,15 +107,14 @@ class _Block:
         self.probabilities: Tensor | None = None
         if writer.confidence is not None:
             self.probabilities = writer._probabilities(self.scores)
-            flat = self.winner.flatten().long()[:, None]
-            self.best = self.probabilities.gather(1, flat).view(self.winner.shape)
+            self.best = self.probabilities.gather(-1, self.winner.long()[..., None])[..., 0]
 
     def write(self, d: int) -> None:
         """Fill target slice `d`."""
         to = self.writer
-        weight_d = to.weight_d[d]
+        upper = float(to.weight_d[d, 1])
         low, high = (int(i) - self.first for i in to.index_d[d])
-        high = low if weight_d[1] == 0 else high
+        high = high if upper else low
         sure = self.agree[low]
         if high != low:
             sure = sure & self.agree[high] & (self.winner[low] == self.winner[high])
@@ -112,40 +122,27 @@ class _Block:
         labels = self.winner[low].index_select(0, h).index_select(1, w).flatten()
         sure = sure.index_select(0, h).index_select(1, w).flatten()
         places = (~sure).nonzero().squeeze(1)
-        index, weight = self._neighbours(places, (low, high), weight_d)
-        scores = F.embedding_bag(index, self.scores, per_sample_weights=weight, mode="sum")
+        index = to.neighbours.index_select(0, places)
+        weight = to.weights.index_select(0, places)
+
+        def at_places(values: Tensor) -> Tensor:
+            plane = values[low] if high == low else torch.lerp(values[low], values[high], upper)
+            return F.embedding_bag(
+                index, plane.flatten(0, 1), per_sample_weights=weight, mode="sum"
+            )
+
+        scores = at_places(self.scores)
         winner = scores.max(-1).indices
         labels[places] = winner.to(labels.dtype)
         to.labels[d] = labels.view(len(h), len(w)).cpu().numpy()
         if to.confidence is None or self.probabilities is None:
             return
-        best = self.best[low] * weight_d[0] + self.best[high] * weight_d[1]
+        best = torch.lerp(self.best[low], self.best[high], upper)
         for axis, index_axis in enumerate((to.index_h, to.index_w)):
             best = resample_axis(best, axis, len(index_axis), to.target_scale[axis + 1], 1)
-        chances = F.embedding_bag(index, self.probabilities, per_sample_weights=weight, mode="sum")
+        chances = at_places(self.probabilities)
         best.view(-1)[places] = chances.gather(1, winner[:, None]).squeeze(1)
         to.confidence[d] = _as_bytes(best)
-
-    def _neighbours(
-        self, places: Tensor, slices: tuple[int, int], weight_d: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rows of the scores around flat target places, and their weights, both (M, 8)."""
-        to = self.writer
-        _, height, width = self.winner.shape
-        h = torch.div(places, len(to.index_w), rounding_mode="floor")
-        w = places - h * len(to.index_w)
-        plane = torch.tensor(slices, device=places.device) * (height * width)
-        index = (
-            plane[None, :, None, None]
-            + to.index_h[h][:, None, :, None] * width
-            + to.index_w[w][:, None, None, :]
-        )
-        weight = (
-            weight_d.to(places.device)[None, :, None, None]
-            * to.weight_h[h][:, None, :, None]
-            * to.weight_w[w][:, None, None, :]
-        )
-        return index.flatten(1), weight.flatten(1)
 
 
 def _as_bytes(probability: Tensor) -> np.ndarray:
