@@ -189,7 +189,8 @@ def test_a_scan_in_any_axis_order_comes_back_on_its_own_grid() -> None:
     from monai.data import MetaTensor
 
     voxels = np.random.default_rng(3).normal(40, 100, (15, 21, 18)).astype(np.int16)
-    turn = np.array([[0.05, 0.99, 0, 0], [0, 0.1, -0.99, 0], [-0.99, 0, 0.1, 0], [0, 0, 0, 1.0]])
+    c, s = np.cos(0.1), np.sin(0.1)
+    turn = np.array([[0, 1, 0, 0], [s, 0, -c, 0], [-c, 0, -s, 0], [0, 0, 0, 1.0]])
     affine = turn @ np.diag([2.0, 0.8, 1.1, 1.0])
     affine[:3, 3] = (30, -20, 5)
     volume, net = Volume(voxels, affine), make_net(channels=1)
