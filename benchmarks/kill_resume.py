@@ -84,6 +84,7 @@ def main() -> int:
     shutil.rmtree(options.work, ignore_errors=True)
     data = write_phantoms(options.work / "data", options.cases)
     plan = write_plan(data, options.work / "plan.json", options.steps)
+    code = code_digest()
 
     reference = options.work / "reference" / RUN
     train_s = run(train_command(data, plan), cwd=reference.parent)
@@ -111,6 +112,8 @@ def main() -> int:
             print(f"{name}: {kills[-1]}", file=sys.stderr)
         restore(command, folder, wanted)
         result[name] = summary(kills, life_s)
+    if code_digest() != code:
+        raise SystemExit("the code was changed while it was measured: nothing can be said")
     result["passed"] = all(result[name]["passed"] for name in ("train", *outputs))
     text = json.dumps(result, indent=2)
     print(text)
@@ -339,6 +342,12 @@ def last_step(folder: Path) -> int:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
+
+
+def code_digest() -> str:
+    """Return the digest of the package's source, since other code may well make other bits."""
+    files = sorted((PROJECT / "src").rglob("*.py"))
+    return hashlib.sha256("".join(digest(path) for path in files).encode()).hexdigest()
 
 
 def digests(folder: Path) -> dict[str, str]:
