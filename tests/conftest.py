@@ -21,6 +21,12 @@ def project() -> Path:
     return PROJECT
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the signing key that commands make out of the user's home, which may not exist."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets; the test is skipped where there is none."""

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sentence in command.refusals(result):
             _complain(sentence)
         return code
+    except SystemExit:
+        _flush()  # help or the version was printed
+        raise
     except InputError as error:
         return _refuse(str(error), as_json, error.exit_code)
     except KeyboardInterrupt:
@@ -81,11 +84,17 @@ def _refuse(sentence: str, as_json: bool, code: int) -> int:
 
 
 def _say(text: str) -> None:
-    """Print to standard output; a reader that went away is no failure."""
-    if not _is_first():
-        return
+    """Print to standard output."""
+    if _is_first():
+        with contextlib.suppress(BrokenPipeError):
+            print(text)
+        _flush()
+
+
+def _flush() -> None:
+    """Empty standard output; a reader that went away is no failure."""
     try:
-        print(text, flush=True)
+        sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more when it ends; there it must find somebody to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -221,8 +221,7 @@ def _unpack(archive: Path, target: Path, url: str) -> None:
                 _extract_zip(packed, temporary, url)
         else:
             with tarfile.open(archive) as packed_tar:
-                members = [m for m in packed_tar if not _is_clutter(m.name)]
-                packed_tar.extractall(temporary, members=members, filter="data")
+                _extract_tar(packed_tar, temporary, url)
         inside = list(temporary.iterdir())
         whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
         whole.replace(target)
@@ -240,14 +239,33 @@ def _is_clutter(name: str) -> bool:
 def _extract_zip(packed: zipfile.ZipFile, folder: Path, url: str) -> None:
     """Extract plain files whose names stay inside the folder."""
     for member in packed.infolist():
-        path = PurePosixPath(member.filename.replace("\\", "/"))
         is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-        if path.is_absolute() or ".." in path.parts or is_link:
-            raise FormatError("archive", "of files inside one folder", member.filename, where=url)
-        if member.is_dir() or _is_clutter(member.filename):
-            continue
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream: IO[bytes]
-        with packed.open(member) as stream, file.open("wb") as out:
-            shutil.copyfileobj(stream, out, PIECE)
+        file = _place(member.filename, folder, url, refused=is_link)
+        if not member.is_dir() and not _is_clutter(member.filename):
+            _write(packed.open(member), file)
+
+
+def _extract_tar(packed: tarfile.TarFile, folder: Path, url: str) -> None:
+    """Extract plain files whose names stay inside the folder.
+
+    By hand, since `extractall(filter="data")` is missing from Python 3.11 before 3.11.4.
+    """
+    for member in packed:
+        file = _place(member.name, folder, url, refused=not (member.isfile() or member.isdir()))
+        content = packed.extractfile(member)
+        if content is not None and not _is_clutter(member.name):
+            _write(content, file)
+
+
+def _place(name: str, folder: Path, url: str, refused: bool) -> Path:
+    """Where a member goes; refused where it is a link or a device, or would leave the folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or refused:
+        raise FormatError("archive", "of files inside one folder", name, where=url)
+    return folder / path
+
+
+def _write(content: IO[bytes], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with content, file.open("wb") as out:
+        shutil.copyfileobj(content, out, PIECE)

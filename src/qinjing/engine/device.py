@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -85,9 +87,14 @@ def _processor() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return the largest resident memory of this process so far, in GiB (Linux; 0 elsewhere)."""
+    """Return the largest resident memory of this process so far, in GiB.
+
+    Where /proc is missing the kernel's own account is taken, which on Linux begins with what the
+    parent held when it started this process.
+    """
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
-    return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** (30 if sys.platform == "darwin" else 20)
