@@ -166,8 +166,9 @@ with parallel.group():
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+    command = [  # `--standalone` looks "localhost" up, which a bare root cannot
+        sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "--nproc-per-node=2",
         str(script), str(tmp_path), str(Path(__file__).parent),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
