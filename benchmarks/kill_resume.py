@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ CHECKPOINT_S = 0.3
 # Every n-th kill is aimed at a write: a file is under its final name within milliseconds of the
 # first byte, so that kills at random times alone would seldom meet one.
 AIMED_EVERY = 3
+
+
+class Moment(NamedTuple):
+    """When to kill: not before so many seconds and this training step; aimed: at a write."""
+
+    seconds: float = 0.0
+    step: int = 0
+    aimed: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,19 +219,18 @@ def run(command: Sequence[str], cwd: Path | None = None) -> float:
 # Killing -----------------------------------------------------------------------------------------
 
 
-def moments(rng: np.random.Generator, kills: int, life_s: float) -> list[tuple[float, bool]]:
-    """Return (seconds, aimed): one random time in each of `kills` equal parts of a life."""
+def moments(rng: np.random.Generator, kills: int, life_s: float) -> list[Moment]:
+    """Return one random time in each of `kills` equal parts of a life."""
     times = (np.arange(kills) + rng.random(kills)) / kills * life_s
-    return [(float(t), i % AIMED_EVERY == AIMED_EVERY - 1) for i, t in enumerate(times)]
+    aimed = [i % AIMED_EVERY == AIMED_EVERY - 1 for i in range(kills)]
+    return [Moment(float(t), aimed=a) for t, a in zip(times, aimed, strict=True)]
 
 
-def kill_training(
-    command: Sequence[str], reference: Path, folder: Path, moment: tuple[float, bool]
-) -> Kill:
+def kill_training(command: Sequence[str], reference: Path, folder: Path, moment: Moment) -> Kill:
     """Start a run, kill it at `moment`, resume it, and compare it with `reference`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    killed_s = start_and_kill(command, folder, *moment)
+    killed_s = start_and_kill(command, folder, moment)
     step, writing, half = last_step(folder), len(unfinished(folder)), half_files(folder)
     resumed = subprocess.run(
         [*command, "--resume"], capture_output=True, text=True, cwd=folder.parent
@@ -239,28 +246,31 @@ def kill_training(
         verified = subprocess.run(qinjing("verify", folder), capture_output=True, text=True)
         failure = verified.stderr[-1000:] if verified.returncode else ""
     litter = len(unfinished(folder))
-    return Kill(moment[0], killed_s, moment[1], writing, step, half, not failure, litter, failure)
+    return Kill(
+        moment.seconds, killed_s, moment.aimed, writing, step, half, not failure, litter, failure
+    )
 
 
 def kill_output(
-    command: Sequence[str], folder: Path, wanted: dict[str, str], moment: tuple[float, bool]
+    command: Sequence[str], folder: Path, wanted: dict[str, str], moment: Moment
 ) -> Kill:
     """Kill a command that writes into an empty `folder`, then run it again over what was left."""
     shutil.rmtree(folder, ignore_errors=True)
-    killed_s = start_and_kill(command, folder, *moment)
+    killed_s = start_and_kill(command, folder, moment)
     writing, half = len(unfinished(folder)), half_files(folder)
     again = subprocess.run(command, capture_output=True, text=True)
     same = again.returncode == 0 and digests(folder) == wanted
     failure = "" if same else f"running again ended with {again.returncode}: {again.stderr[-1000:]}"
     litter = len(unfinished(folder))
-    return Kill(moment[0], killed_s, moment[1], writing, 0, half, same, litter, failure)
+    return Kill(moment.seconds, killed_s, moment.aimed, writing, 0, half, same, litter, failure)
 
 
-def start_and_kill(command: Sequence[str], folder: Path, planned_s: float, aimed: bool) -> float:
+def start_and_kill(command: Sequence[str], folder: Path, moment: Moment) -> float:
     """Start a command and kill it with all its processes; return when, in seconds of its life.
 
-    A command that had ended before is not a kill: the next try strikes a little earlier.
+    A command that had ended before is not a kill: the next try strikes earlier.
     """
+    seconds = moment.seconds
     while True:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -270,9 +280,11 @@ def start_and_kill(command: Sequence[str], folder: Path, planned_s: float, aimed
             start_new_session=True,
             cwd=folder.parent,
         )
-        time.sleep(planned_s)
-        while aimed and process.poll() is None and not unfinished(folder):
-            time.sleep(0.0002)
+        time.sleep(seconds)
+        while process.poll() is None and moment.step and last_step(folder) < moment.step:
+            time.sleep(0.005)
+        while process.poll() is None and moment.aimed and not unfinished(folder):
+            time.sleep(0.0005)
         ended = process.poll() is not None
         killed_s = time.perf_counter() - started
         try:
@@ -282,7 +294,7 @@ def start_and_kill(command: Sequence[str], folder: Path, planned_s: float, aimed
         process.wait()
         if not ended:
             return killed_s
-        planned_s *= 0.9
+        seconds *= 0.7
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -33,28 +33,29 @@ def trained(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("kill")
     data = bench.write_phantoms(folder / "data", 5)
     command = bench.train_command(data, bench.write_plan(data, folder / "plan.json", STEPS))
-    life_s = bench.run(command, cwd=folder / "reference")
-    return folder, data, command, life_s
+    bench.run(command, cwd=folder / "reference")
+    return folder, data, command
 
 
-# Early in the steps, and while the first file after two thirds of the life is being written.
-@pytest.mark.parametrize("part, aimed", [(0.5, False), (0.66, True)])
-def test_killed_training_resumes_to_the_same_bits(bench, trained, part, aimed):
-    folder, _, command, life_s = trained
-    reference, killed = folder / "reference" / bench.RUN, folder / f"killed-{part}" / bench.RUN
-    kill = bench.kill_training(command, reference, killed, (part * life_s, aimed))
+# In the middle of the steps, and while the first file after most of them is being written.
+@pytest.mark.parametrize("step, aimed", [(3, False), (5, True)])
+def test_killed_training_resumes_to_the_same_bits(bench, trained, step, aimed):
+    folder, _, command = trained
+    reference, killed = folder / "reference" / bench.RUN, folder / f"killed-{step}" / bench.RUN
+    kill = bench.kill_training(command, reference, killed, bench.Moment(step=step, aimed=aimed))
+    assert step <= kill.step < STEPS
     assert kill.half_files == ()
     assert kill.same, kill.failure
 
 
 def test_killed_prediction_leaves_no_half_file(bench, trained, tmp_path):
-    folder, data, _, _ = trained
+    folder, data, _ = trained
     output = tmp_path / "predictions"
     command = bench.predict_command(folder / "reference" / bench.RUN, data, output)
-    life_s = bench.run(command)
+    bench.run(command)
     wanted = bench.digests(output)
     assert len([name for name in wanted if name.endswith(".nii.gz")]) == 5
-    kill = bench.kill_output(command, output, wanted, (0.5 * life_s, True))
+    kill = bench.kill_output(command, output, wanted, bench.Moment(aimed=True))
     assert kill.half_files == ()
     assert kill.same, kill.failure
 
@@ -73,7 +74,7 @@ def test_the_kill_reaches_children(bench, tmp_path):
     late = tmp_path / "late"
     child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(late)!r}).touch()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    killed_s = bench.start_and_kill([sys.executable, "-c", parent], tmp_path, 0.5, False)
+    killed_s = bench.start_and_kill([sys.executable, "-c", parent], tmp_path, bench.Moment(0.5))
     assert 0.5 <= killed_s < 2
     time.sleep(2.5 - killed_s)
     assert not late.exists()
