@@ -103,6 +103,11 @@ def test_refused_cases_are_listed(dataset: Path, plan: Path, tmp_path: Path) -> 
         train(TrainConfig(dataset, tmp_path / "other", plan=quick, fold=9))
     again = train(TrainConfig(dataset, tmp_path / "run", plan=quick, resume=True))
     assert again["folds"] == result["folds"]
+    (tmp_path / "run" / ".partial-7-plan.json").touch()  # as a killed process leaves it
+    (tmp_path / "run" / "fold_0" / "result.json").unlink()
+    once_more = train(TrainConfig(dataset, tmp_path / "run", plan=quick, resume=True))
+    assert once_more["dice"] == result["dice"]
+    assert not list((tmp_path / "run").rglob(".partial-*"))
 
 
 def test_same_seed_same_bits_other_seed_other_bits(

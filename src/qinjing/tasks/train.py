@@ -124,7 +124,7 @@ def _one_fold(
     tell: Tell,
 ) -> dict[str, Any]:
     folder = config.output / f"fold_{fold}"
-    if config.resume and (folder / "metrics.json").exists():
+    if config.resume and (folder / "result.json").exists():
         return dict(read_json(folder / "result.json"))
     torch.manual_seed(config.seed * 1000 + fold)  # first weights; draws have their own generators
     cached = {i: cache.load(config.output / "cache", i) for i in (*split["train"], *split["val"])}
@@ -307,6 +307,8 @@ def _finish(
     write_json(config.output / "measured.json", {**measured, "environment": environment()})
     # Prepared cases are a second copy of patients' images: nothing needs them any more.
     shutil.rmtree(config.output / "cache", ignore_errors=True)
+    for left in config.output.rglob(".partial-*"):  # of a process that was killed
+        left.unlink()
     made = [p for p in sorted(config.output.rglob("*")) if p.is_file() and not _is_record(p)]
     evidence.append(
         config.output,
