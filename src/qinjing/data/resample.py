@@ -67,11 +67,8 @@ def axis_taps(length: int, out_length: int, scale: float, order: int) -> tuple[T
     Source: R. Keys, doi:10.1109/TASSP.1981.1163711 (order 3, a = −1/2).
     """
     position = np.clip(np.arange(out_length, dtype=np.float64) * scale, 0, length - 1)
-    # A step short of a sample only by rounding is that sample.
-    nearest = np.rint(position)
-    position = np.where(np.abs(position - nearest) < 1e-9 * max(length, 1), nearest, position)
     if order == 0:
-        taps, weights = nearest[:, None], np.ones((out_length, 1))
+        taps, weights = np.rint(position)[:, None], np.ones((out_length, 1))
     elif order in (1, 3):
         below = np.floor(position)
         t = position - below
