@@ -11,7 +11,8 @@ windows of 96³ with half overlap and Gaussian blending.
 The peer is what MONAI's own bundles do: LoadImaged, Orientationd, Spacingd, ScaleIntensityRanged,
 SlidingWindowInferer, Invertd (linear), AsDiscreted, SaveImaged. Each side runs in a process of its
 own, one after the other; seconds count from the file to the file, imports and weights loaded
-before; memory is the process's largest resident size. Needs `pip install -e '.[peers]'`.
+before; memory is the process's largest resident size. The peer runs as MONAI's documentation has
+it; ours runs the network in channels-last layout and lets torch use huge pages, in float32 as well. Needs `pip install -e '.[peers]'`.
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ def measure(role: str, ct: Path, weights: Path, out: Path, args: argparse.Namesp
     for name in ("threads", "batch", "precision", "peer_dtype"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads))
-    if role == "ours":  # huge pages for large tensors, as the command line sets before torch starts
+    if role == "ours":  # huge pages for large tensors: a switch of torch's, read when it starts
         environment["THP_MEM_ALLOC_ENABLE"] = "1"
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
