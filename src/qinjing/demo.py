@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qinjing import evidence
 from qinjing.config import write_json
 from qinjing.data.case import Case, Dataset
 from qinjing.data.layouts import open_dataset
@@ -95,6 +96,14 @@ def run_demo(
         "refused": refused,
     }
     write_json(output / MARKER, summary)
+    evidence.append(
+        output,
+        "demo",
+        {"known": known.root, "unseen": unseen.root},
+        [output / MARKER, output / "report.html", output / "results"],
+        {"budget_s": budget_s, "phantoms": dataset is None},
+        basis=opened.licence or None,
+    )
     _say(f"done in {summary['seconds']:.0f} s; the report is {summary['report']}")
     return summary
 

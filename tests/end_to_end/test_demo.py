@@ -21,6 +21,7 @@ from qinjing.demo import (
     standardise,
 )
 from qinjing.errors import ConfigError, LayoutError
+from qinjing.evidence import verify
 from qinjing.physics.phantom import write_dataset
 from qinjing.volume import Volume
 
@@ -153,6 +154,8 @@ def test_the_whole_road(tmp_path, monkeypatch):
     assert set(result["dice"]) == {"Qinjing", "plain U-Net", "thresholds"}
     assert result["dice"]["Qinjing"] > result["dice"]["thresholds"] + 0.2
     assert read_json(tmp_path / "demo" / MARKER) == result
+    checked = verify(tmp_path / "demo")
+    assert checked.faults == () and len(checked.statements) == 3
     places = [
         page.index(f'id="{part}"')
         for part in ("results", "comparison", "pictures", "training", "plan")
