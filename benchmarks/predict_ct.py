@@ -12,7 +12,9 @@ The peer is what MONAI's own bundles do: LoadImaged, Orientationd, Spacingd, Sca
 SlidingWindowInferer, Invertd (linear), AsDiscreted, SaveImaged. Each side runs in a process of its
 own, one after the other; seconds count from the file to the file, imports and weights loaded
 before; memory is the process's largest resident size. The peer runs as MONAI's documentation has
-it; ours runs the network in channels-last layout and lets torch use huge pages, in float32 as well. Needs `pip install -e '.[peers]'`.
+it; ours runs the network in channels-last layout and lets torch use huge pages, in float32 as well.
+
+Needs `pip install -e '.[peers]'`.
 """
 
 from __future__ import annotations
