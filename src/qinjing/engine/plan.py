@@ -47,7 +47,7 @@ class Predicted:
         step_s: wall seconds a training step.
         training_s: wall seconds of fitting one fold, validation included.
         training_memory_gib: peak resident memory of the training process.
-        predicting_s: wall seconds for one case of median size, reading and writing included.
+        predicting_s: wall seconds for one case of mean size, reading and writing included.
         predicting_memory_gib: peak resident memory of predicting the largest case.
     """
 

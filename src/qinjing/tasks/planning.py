@@ -120,7 +120,11 @@ def plan_training(
     largest = fingerprint.cases[big]
     training_s = steps * best["step_s"] + validations * validation_s
     return predict_costs(
-        plan, (largest.shape, largest.spacing_mm), bytes_cached / 2**30, training_s
+        plan,
+        (largest.shape, largest.spacing_mm),
+        sum(voxels) / len(voxels) / max(voxels),
+        bytes_cached / 2**30,
+        training_s,
     )
 
 
