@@ -1,0 +1,37 @@
+"""The figures of the README are those that were measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.docs.pages import PROJECT
+
+
+def result(name: str) -> dict[str, Any]:
+    path = PROJECT / "benchmarks" / "results" / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def row(question: str) -> str:
+    lines = (PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+    (found,) = [line for line in lines if line.startswith(f"| {question}")]
+    return found
+
+
+def test_time_to_dice() -> None:
+    measured, said = result("time_to_dice"), row("time to a mean Dice")
+    assert f"| {measured['ours']['seconds']:.0f} s |" in said
+    assert f"{round(measured['nnunet']['seconds'], -1):,.0f} s" in said
+    assert f"{measured['nnunet']['steps_to_target']:,} steps of its published curve" in said
+    assert f"mean Dice of {measured['target_mean_dice']} on {measured['split']['val']} un" in said
+    assert f"{measured['ours']['machine']['cores']} CPU cores" in said
+
+
+def test_surface_metrics() -> None:
+    measured, said = result("surface_metrics"), row("HD95 and NSD")
+    seconds = measured["cpu_seconds"]
+    assert f"| {seconds['ours_hd95_and_nsd']:.3f} s |" in said
+    assert f"MONAI: {seconds['monai_hd95'] + seconds['monai_nsd']:.2f} s" in said
+    assert measured["largest_difference"]["hd95_mm"] < 2e-7 and "2e-7 mm" in said
+    assert f"{measured['labels']} labels at {measured['shape'][0]}³" in said
