@@ -35,7 +35,7 @@ NAME, UNET, THRESHOLD = "Qinjing", "plain U-Net", "thresholds"
 
 
 def run_demo(
-    dataset: Path | None, output: Path, budget_s: float = 300.0, *, cases: int = PHANTOMS
+    dataset: Path | None, output: Path, budget_s: float = 400.0, *, cases: int = PHANTOMS
 ) -> dict[str, Any]:
     """Train, predict unseen cases, compare and report.
 
