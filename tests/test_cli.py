@@ -245,7 +245,11 @@ def test_ctrl_c_says_how_to_go_on(doing: Callable[..., tuple[int, str, str]]) ->
 def test_real_ctrl_c(tmp_path: Path) -> None:
     words = ["phantom", "-o", str(tmp_path / "data"), "--cases", "1000"]
     worker = subprocess.Popen(
-        [sys.executable, "-m", "qinjing", *words], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "qinjing", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, passes an ignored SIGINT on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("data/imagesTr/phantom*")) and time.monotonic() < deadline:
