@@ -47,11 +47,12 @@ NOISE = 15.0
 BARS = {"speed_ratio": 5.0, "memory_ratio": 4.0, "labels_equal": 0.9999}
 
 
-def make_net() -> torch.nn.Module:
-    """Return MONAI's UNet as its organ tutorials build it, 4.8 million parameters."""
+def make_net(residual_units: int) -> torch.nn.Module:
+    """Return MONAI's UNet: 2 residual units a level, as in its tutorials, or its default, 0."""
     from monai.networks.nets import UNet
 
-    return UNet(3, 1, CLASSES, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch")
+    widths, strides = (16, 32, 64, 128, 256), (2, 2, 2, 2)
+    return UNet(3, 1, CLASSES, widths, strides, num_res_units=residual_units, norm="batch")
 
 
 def grey_of_class() -> np.ndarray:
@@ -94,27 +95,31 @@ def write_ct(path: Path, shape: tuple[int, int, int]) -> None:
 
 
 @torch.no_grad()
-def write_weights(path: Path) -> None:
+def write_weights(path: Path, residual_units: int) -> None:
     """Set the weights so that the network sorts voxels by their smoothed grey value.
 
     score_k = s·(2·g_k·x − g_k²) is linear in the grey x and largest for the nearest g_k, so the
-    first residual convolution smooths, the last transposed one interpolates and scores, and its
-    activation passes all. Everything else keeps random weights, at a small share in the scores.
+    first convolution smooths, the last transposed one interpolates and scores, and the activations
+    on the way pass all. Everything else keeps random weights, at a small share in the scores.
     """
     torch.manual_seed(0)
-    net = make_net()
-    down, up, last = net.model[0], net.model[2][0], net.model[2][1].conv.unit0.conv
+    net = make_net(residual_units)
+    down, up = net.model[0], net.model[2]
+    if residual_units:
+        smooth, score, passing = down.residual, up[0].conv, up[0].adn.A
+        down.conv[-1].adn.N.weight[0] = 0  # nothing is added to the smoothed grey
+        up[1].conv.unit0.conv.weight.mul_(1e-3)
+        up[1].conv.unit0.conv.bias.zero_()
+    else:
+        smooth, score, passing = down.conv, up.conv, down.adn.A
     greys, sharpness = normalise(torch.from_numpy(grey_of_class())), 500.0
-    down.residual.weight[0] = 1 / 27
-    down.residual.bias[0] = 0
-    down.conv.unit1.adn.N.weight[0] = 0  # nothing is added to the smoothed grey
+    smooth.weight[0] = 1 / 27
+    smooth.bias[0] = 0
     tent = torch.tensor([0.5, 1.0, 0.5])
     tent = tent[:, None, None] * tent[:, None] * tent
-    up.conv.weight[0] = sharpness * 2 * greys[:, None, None, None] * tent
-    up.conv.bias[:] = -sharpness * greys**2
-    up.adn.A.weight.fill_(1.0)
-    last.weight.mul_(1e-3)
-    last.bias.zero_()
+    score.weight[0] = sharpness * 2 * greys[:, None, None, None] * tent
+    score.bias[:] = -sharpness * greys**2
+    passing.weight.fill_(1.0)
     save_file(net.state_dict(), path)
 
 
@@ -139,7 +144,7 @@ def run_peer(ct: Path, weights: Path, out: Path, args: argparse.Namespace) -> di
         Spacingd,
     )
 
-    net = make_net().eval()
+    net = make_net(args.residual_units).eval()
     net.load_state_dict(load_file(weights))
     dtype = np.float64 if args.peer_dtype == "float64" else np.float32
     before = Compose(
@@ -182,7 +187,7 @@ def run_ours(ct: Path, weights: Path, out: Path, args: argparse.Namespace) -> di
     from qinjing.data.nifti import read_nifti, write_nifti
     from qinjing.engine.infer import Window, predict_labels_on_grid
 
-    net = make_net().eval()
+    net = make_net(args.residual_units).eval()
     net.load_state_dict(load_file(weights))
     net = net.to(memory_format=torch.channels_last_3d)  # oneDNN pads 20 channels to 32 otherwise
     clock = Clock()
@@ -250,7 +255,7 @@ def side(role: str, ct: Path, weights: Path, out: Path, args: argparse.Namespace
 def measure(role: str, ct: Path, weights: Path, out: Path, args: argparse.Namespace) -> Any:
     """Run one side in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--role", role, "--folder", str(ct.parent)]
-    for name in ("threads", "batch", "precision", "peer_dtype"):
+    for name in ("threads", "batch", "precision", "peer_dtype", "residual_units"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads))
     if role == "ours":  # huge pages for large tensors: a switch of torch's, read when it starts
@@ -285,6 +290,10 @@ def main() -> int:
         "--peer-dtype", choices=("float64", "float32"), default="float32",
         help="Spacingd's dtype; its default, float64, takes twice the memory and more time",
     )  # fmt: skip
+    parser.add_argument(
+        "--residual-units", type=int, choices=(0, 2), default=2,
+        help="a level of the network; 2 costs some four times as much as MONAI's default, 0",
+    )  # fmt: skip
     parser.add_argument("--only", choices=("peer", "ours"), help="run one side")
     parser.add_argument("--folder", type=Path, help="keep the files here, and reuse them")
     parser.add_argument("-o", "--output", type=Path, help="write the JSON here as well")
@@ -293,7 +302,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        ct, weights = folder / "ct.nii.gz", folder / "net.safetensors"
+        ct, weights = folder / "ct.nii.gz", folder / f"net_{args.residual_units}.safetensors"
         outputs = {role: folder / f"ct_{role}.nii.gz" for role in ("peer", "ours")}
         if args.role:
             side(args.role, ct, weights, outputs[args.role], args)
@@ -301,6 +310,7 @@ def main() -> int:
         result: dict[str, Any] = {
             "shape": list(args.shape),
             "classes": CLASSES,
+            "residual_units": args.residual_units,
             "threads": args.threads,
             "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -311,7 +321,7 @@ def main() -> int:
         }
         torch.set_num_threads(args.threads)
         if not weights.exists():
-            write_weights(weights)
+            write_weights(weights, args.residual_units)
         if not ct.exists():
             write_ct(ct, tuple(args.shape))
         for role in (args.only,) if args.only else ("ours", "peer"):
