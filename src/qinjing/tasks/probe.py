@@ -51,14 +51,16 @@ def fastest(plan: Plan, shape: tuple[int, int, int]) -> Plan:
     Raises:
         QinjingError: no way of running works on this machine.
     """
-    timings = []
+    timings, why = [], ""
     for execution in candidates(plan.execution.device):
         trial = replace(plan, execution=execution, timings=(), predicted=None)
         answer = _ask(_Request("train", trial, shape, plan.preprocessing.spacing_mm))
-        if answer is not None:
+        if isinstance(answer, str):
+            why = answer
+        else:
             timings.append({**asdict(execution), **answer})
     if not timings:
-        raise QinjingError("no precision or memory format could run one training step")
+        raise QinjingError(f"no precision or memory format could run one training step: {why}")
     best = min(timings, key=lambda timing: timing["step_s"])
     names = Execution.__dataclass_fields__
     execution = Execution(**{name: best[name] for name in names})
@@ -83,9 +85,9 @@ def predict_costs(
     """
     answer = _ask(_Request("predict", plan, *largest))
     best = min(plan.timings, key=lambda timing: timing["step_s"])
-    if answer is None:
+    if isinstance(answer, str):
         raise QinjingError(
-            "a trial prediction failed; is there enough memory for the largest case?"
+            f"a trial prediction failed ({answer}); is there memory for the largest case?"
         )
     return replace(
         plan,
@@ -99,8 +101,8 @@ def predict_costs(
     )
 
 
-def _ask(request: _Request) -> dict[str, Any] | None:
-    """Answer of a fresh process, or None where it died (out of memory, unsupported)."""
+def _ask(request: _Request) -> dict[str, Any] | str:
+    """Answer of a fresh process, or its last words where it died (out of memory, unsupported)."""
     done = subprocess.run(
         [sys.executable, "-m", "qinjing.tasks.probe"],
         input=json.dumps(asdict(request)),
@@ -109,7 +111,7 @@ def _ask(request: _Request) -> dict[str, Any] | None:
         check=False,
     )
     if done.returncode:
-        return None
+        return (done.stderr.splitlines() or [f"exit status {done.returncode}"])[-1]
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
