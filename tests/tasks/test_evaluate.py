@@ -92,12 +92,14 @@ def test_every_fault_is_named_and_the_rest_goes_on(folders):
     assert "grid" in reasons["case_0"] and "(10, 20, 23)" in reasons["case_0"]
     assert "grid" in reasons["case_1"] and "1 mm" in reasons["case_1"]
     assert "labels must be 0 or among [1, 2], got 7, 14" in reasons["case_2"]
-    assert "prediction must be there" in reasons["case_3"]
+    assert metrics["unpredicted"] == ["case_3"]
+    asked = evaluate(predictions, labels, labels={1: "liver", 2: "spleen"}, cases=["case_3"])
+    assert "prediction must be there" in asked["refused"][0]["reason"]
     assert "reference must be there" in reasons["extra"]
     assert "torn.nii.gz" in reasons["torn"]
     assert "whole numbers" in reasons["half"] and "whole numbers" in reasons["nan"]
     assert "3-D" in reasons["four"]
-    assert len(reasons) == 9
+    assert len(reasons) == 8
 
 
 def test_empty_labels_are_null_and_counted(tmp_path):

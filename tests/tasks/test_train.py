@@ -85,6 +85,7 @@ def test_every_fold_is_trained_measured_and_recorded(run: Path) -> None:
     assert [len(pooled["cases"]), pooled["mean"]["2"]["dice"]["n"]] == [6, 6]
     every = [case["labels"][value]["dice"] for value in "25" for case in pooled["cases"]]
     assert pooled["mean"]["foreground"]["dice"]["mean"] == pytest.approx(np.mean(every))
+    assert 0.1 < read_json(run / "measured.json")["predicting_memory_gib"] < 1.0
     assert not (run / "cache").exists()  # no second copy of patients' images
     assert not [f for f in evidence.verify(run).faults if f.severity == "error"]
 

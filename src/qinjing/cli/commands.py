@@ -72,7 +72,10 @@ class Evaluate(Command):
 
     def text(self, result: Mapping[str, Any]) -> str:
         """Mean and interval of each metric, a line a label."""
-        return show.metrics(result)
+        left = result["unpredicted"]
+        some = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
+        note = f"\nnot measured, for want of a prediction: {len(left)} ({some})" if left else ""
+        return show.metrics(result) + note
 
     def refusals(self, result: Mapping[str, Any]) -> list[str]:
         """Each case that could not be measured."""

@@ -54,8 +54,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every prediction against the reference of the same name.
 
-    A case that cannot be measured is refused and listed, and the rest goes on: a missing
-    prediction or reference, another grid, an undeclared label, a damaged file.
+    A case that cannot be measured is refused and listed, and the rest goes on: no reference,
+    another grid, an undeclared label, a damaged file, no prediction of a case that was named or
+    held out by its fold. Other references without a prediction stand in "unpredicted".
 
     Args:
         predictions: a folder of label maps, or one file; `confidence/<case_id>` beside them holds
@@ -65,7 +66,7 @@ def evaluate(
             value that the references hold.
         tolerance_mm: of the normalised surface Dice.
         patients: case → patient; by default as the data set knows them, else each case is one.
-        cases: only these; by default every reference, or the fold's validation cases where
+        cases: only these; by default what was predicted, and the fold's validation cases where
             `predictions` is `RUN/fold_K/validation`.
         progress: called with cases done and cases in all.
 
@@ -73,14 +74,13 @@ def evaluate(
         The content of metrics.json (docs/architecture.md).
 
     Raises:
-        InputError: no predictions or no references are there, a declaration beside them is
-            damaged, or the tolerance is negative.
+        InputError: no predictions or references, a damaged declaration, a negative tolerance.
     """
     predictions, references = Path(predictions), Path(references)
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError("tolerance_mm", "0 or more", tolerance_mm)
     found = _open_references(references, labels)
-    pairs = _pairs(predictions, references, found, cases)
+    pairs, unpredicted = _pairs(predictions, references, found, cases)
     declared = {v: n for v, n in sorted((labels or found.labels).items()) if v != 0}
     measured: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
@@ -92,8 +92,7 @@ def evaluate(
         except InputError as error:
             refused.append({"case_id": case_id, "reason": str(error)})
             continue
-        if fault:
-            refused.append({"case_id": case_id, "reason": fault})
+        refused += [{"case_id": case_id, "reason": fault}] if fault else []
         patient = {**found.patients, **(patients or {})}.get(case_id, case_id)
         measured.append({"case_id": case_id, "patient_id": patient, **case})
     if progress:
@@ -101,7 +100,8 @@ def evaluate(
     head = {"labels": {str(value): name for value, name in declared.items()},
             "tolerance_mm": tolerance_mm, "conventions": CONVENTIONS,
             "predictions": str(predictions), "references": str(references)}  # fmt: skip
-    return {**head, **_means(measured, list(declared)), "refused": refused}
+    means = _means(measured, list(declared))
+    return {**head, **means, "refused": refused, "unpredicted": unpredicted}
 
 
 def _means(cases: list[dict[str, Any]], labels: list[int]) -> dict[str, Any]:
@@ -163,15 +163,18 @@ def pool(tables: Sequence[Path], output: Path) -> dict[str, Any]:
     cases = [case for table in read for case in table["cases"]]
     refused = [one for table in read for one in table["refused"]]
     labels = [int(value) for value in head["labels"]]
-    pooled = {**head, **_means(cases, labels), "refused": refused}
+    pooled = {**head, **_means(cases, labels), "refused": refused, "unpredicted": []}
     write_json(output, pooled)
     return pooled
 
 
 def _pairs(
     predictions: Path, references: Path, found: _References, cases: Collection[str] | None
-) -> dict[str, tuple[Path | None, Path | None]]:
-    """Return case → its prediction and reference, in order; None for one that is missing."""
+) -> tuple[dict[str, tuple[Path | None, Path | None]], list[str]]:
+    """Return case → its prediction and reference, in order; None for one that is missing.
+
+    The second value names the references of which nobody said that they must have a prediction.
+    """
     listed = [predictions] if predictions.is_file() else image_files(predictions)
     if not listed:
         raise LayoutError("predictions", "a folder of label maps", "no image", where=predictions)
@@ -179,10 +182,11 @@ def _pairs(
     files = dict(found.files)
     if predictions.is_file() and references.is_file():  # two files are a pair whatever their names
         files = dict(zip(predicted, files.values(), strict=True))
-    names = set(cases or ())
-    if cases is None:
-        names = {*(_fold_cases(predictions) or files), *predicted}
-    return {case_id: (predicted.get(case_id), files.get(case_id)) for case_id in sorted(names)}
+    held_out = _fold_cases(predictions) if cases is None else []
+    names = {*held_out, *predicted} if cases is None else set(cases)
+    pairs = {case_id: (predicted.get(case_id), files.get(case_id)) for case_id in sorted(names)}
+    left = [] if held_out or cases is not None else sorted(files.keys() - predicted.keys())
+    return pairs, left
 
 
 def _open_references(references: Path, labels: Mapping[int, str] | None) -> _References:

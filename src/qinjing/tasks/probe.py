@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from qinjing.config import from_json
+from qinjing.data.case import Case
 from qinjing.engine.device import Execution, candidates
 from qinjing.engine.plan import Plan, Predicted
 from qinjing.errors import QinjingError
@@ -29,16 +34,20 @@ class _Request:
     """What a probing process is asked.
 
     Attributes:
-        kind: what to time.
+        kind: what to time; "model" predicts files with a trained one.
         plan: with the execution to try.
         shape: of the largest case on the plan's grid ("train") or its own ("predict").
         spacing_mm: of that case, "predict" only.
+        model: folder of a trained fold, "model" only.
+        images: one file per channel, "model" only.
     """
 
-    kind: Literal["train", "predict"]
+    kind: Literal["train", "predict", "model"]
     plan: Plan
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+    model: str = ""
+    images: tuple[str, ...] = ()
 
 
 def fastest(plan: Plan, shape: tuple[int, int, int]) -> Plan:
@@ -101,6 +110,23 @@ def predict_costs(
     )
 
 
+def prediction_memory_gib(plan: Plan, model: Path, cases: Sequence[Case]) -> float | None:
+    """Predict the largest of some cases in a fresh process; its peak memory, None if it failed.
+
+    Args:
+        plan: of the model.
+        model: folder of a trained fold.
+        cases: whose first image is NIfTI.
+    """
+    from qinjing.data.nifti import read_header
+
+    headers = {case.case_id: read_header(case.images[0]) for case in cases}
+    largest = max(cases, key=lambda case: prod(headers[case.case_id].shape[-3:]))
+    images = tuple(str(path) for path in largest.images)
+    answer = _ask(_Request("model", plan, (1, 1, 1), (1.0, 1.0, 1.0), str(model), images))
+    return None if isinstance(answer, str) else float(answer["memory_gib"])
+
+
 def _ask(request: _Request) -> dict[str, Any] | str:
     """Answer of a fresh process, or its last words where it died (out of memory, unsupported)."""
     done = subprocess.run(
@@ -122,8 +148,8 @@ def _answer(request: _Request) -> dict[str, Any]:
     from qinjing.engine.device import peak_memory_gib
 
     torch.set_num_threads(request.plan.threads)
-    measure = _time_steps if request.kind == "train" else _time_case
-    return {**measure(request), "memory_gib": round(peak_memory_gib(), 3)}
+    measure = {"train": _time_steps, "predict": _time_case, "model": _predict_files}
+    return {**measure[request.kind](request), "memory_gib": round(peak_memory_gib(), 3)}
 
 
 def _time_steps(request: _Request) -> dict[str, float]:
@@ -157,6 +183,18 @@ def _time_case(request: _Request) -> dict[str, float]:
     start = time.perf_counter()
     segmenter.segment(volume, confidence=True)
     return {"seconds": round(time.perf_counter() - start, 4)}
+
+
+def _predict_files(request: _Request) -> dict[str, float]:
+    """Seconds to predict files as `qinjing predict` does, into a folder that is thrown away."""
+    from qinjing.tasks.predict import Segmenter, segment_cases
+
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case("largest", "largest", tuple(map(Path, request.images)))
+        done = segment_cases(Segmenter.load(request.model), [case], Path(folder), confidence=True)
+    if done["refused"]:
+        raise SystemExit(done["refused"][0]["reason"])
+    return {"seconds": done["seconds"]}
 
 
 def _made_up_case(request: _Request) -> Any:

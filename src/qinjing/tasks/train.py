@@ -32,6 +32,7 @@ from qinjing.tasks.planning import (
     sound_cases,
 )
 from qinjing.tasks.predict import Segmenter, segment_cases
+from qinjing.tasks.probe import prediction_memory_gib
 from qinjing.tasks.segment import SegmentTask
 
 _PROBING_S = 30.0  # what timing the ways of running takes itself
@@ -104,7 +105,10 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
             left = (start + config.budget_s - time.monotonic()) / (len(folds) - len(results))
         results.append(_one_fold(config, plan, cases, splits[fold], fold, left, tell))
     seconds = round(time.monotonic() - start, 1)
-    dice = _finish(config, opened, results, folds, seconds) if parallel.is_first() else None
+    dice = None
+    if parallel.is_first():
+        memory = prediction_memory_gib(plan, config.output / f"fold_{folds[0]}", cases)
+        dice = _finish(config, opened, results, folds, seconds, memory)
     return {
         "output": str(config.output),
         "folds": results,
@@ -289,6 +293,7 @@ def _finish(
     results: Sequence[dict[str, Any]],
     folds: Sequence[int],
     seconds: float,
+    predicting_memory_gib: float | None,
 ) -> float | None:
     """Write what was measured, leave evidence, drop the copies; the mean Dice over all folds."""
     from qinjing import evidence
@@ -301,6 +306,7 @@ def _finish(
         "step_s": results[-1]["training_s"] / max(1, results[-1]["steps"]),
         "training_memory_gib": max(result["training_memory_gib"] for result in results),
         "predicting_s": max(result["predicting_s"] for result in results),
+        "predicting_memory_gib": predicting_memory_gib,
         "peak_memory_gib": round(peak_memory_gib(), 3),
         "seconds": seconds,
     }
