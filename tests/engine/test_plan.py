@@ -64,6 +64,14 @@ def test_the_patch_holds_the_labels_and_a_margin_not_the_whole_scan() -> None:
     assert plan.patch_size == tuple(int(-(-n // multiple) * multiple) for n in wanted)
 
 
+def test_the_patch_is_nearly_the_whole_of_a_small_scan() -> None:
+    """What lies beside the organs must be seen as well, or it is taken for them."""
+    seen = fingerprint((10, 144, 144), [(8.0, 1.5, 1.5)])
+    case = replace(seen.cases[0], extent=(9, 64, 70))
+    plan = make_plan(replace(seen, cases=(case,)), device="cpu", threads=1)
+    assert plan.patch_size == (10, 128, 128)
+
+
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:
     assert target_spacing_mm(fingerprint((9, 9, 9), [(1.0, 2.0, 2.0), (1.0, 1.0, 1.0)])) == (
         1.0, 1.5, 1.5,
