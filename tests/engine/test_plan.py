@@ -21,7 +21,7 @@ def fingerprint(
     channel: str = "MRI",
 ) -> Fingerprint:
     cases = tuple(
-        CaseFingerprint(f"c{i}", shape, s, {0: 9, 1: 1}, shape) for i, s in enumerate(spacings)
+        CaseFingerprint(f"c{i}", shape, s, {0: 9, 1: 1}, shape, 1.0) for i, s in enumerate(spacings)
     )
     seen = (ChannelIntensity(40.0, 60.0, -100.0, 250.0),)
     return Fingerprint("d", (channel,), {0: "background", 1: "organ"}, cases, seen)
@@ -64,12 +64,12 @@ def test_the_patch_holds_the_labels_and_a_margin_not_the_whole_scan() -> None:
     assert plan.patch_size == tuple(int(-(-n // multiple) * multiple) for n in wanted)
 
 
-def test_the_patch_is_nearly_the_whole_of_a_small_scan() -> None:
-    """What lies beside the organs must be seen as well, or it is taken for them."""
-    seen = fingerprint((10, 144, 144), [(8.0, 1.5, 1.5)])
-    case = replace(seen.cases[0], extent=(9, 64, 70))
-    plan = make_plan(replace(seen, cases=(case,)), device="cpu", threads=1)
-    assert plan.patch_size == (10, 128, 128)
+def test_a_prediction_keeps_one_piece_only_where_every_truth_is_one() -> None:
+    seen = fingerprint((32, 32, 32), [(1.0, 1.0, 1.0)] * 2)
+    assert make_plan(seen, device="cpu", threads=1).one_piece
+    apart = replace(seen.cases[1], largest_piece=0.99)  # a satellite lesion
+    seen = replace(seen, cases=(seen.cases[0], apart))
+    assert not make_plan(seen, device="cpu", threads=1).one_piece
 
 
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from qinjing import evidence
 from qinjing.config import read_config, read_json, write_json
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.engine.checkpoint import ModelCard
+from qinjing.engine.device import Execution
 from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError, FormatError, LayoutError
 from qinjing.tasks.planning import Overrides, measure, plan_dataset
@@ -151,11 +154,99 @@ def test_a_bad_scan_is_refused_and_the_rest_goes_on(
     good = (dataset / "images" / "case1.nii.gz").read_bytes()
     (source / "good.nii.gz").write_bytes(good)
     (source / "cut.nii.gz").write_bytes(good[: len(good) // 2])
+    write_nifti(source / "nan.nii.gz", Volume(np.full((9, 9, 9), np.nan, np.float32), AFFINE))
     result = predict_folder(run / "fold_0", source, tmp_path / "out")
     assert [Path(path).name for path in result["outputs"]] == ["good.nii.gz"]
-    assert [one["case_id"] for one in result["refused"]] == ["cut"]
+    assert [one["case_id"] for one in result["refused"]] == ["cut", "nan"]
+    assert "finite, got 729" in result["refused"][1]["reason"]
+    (source / "nan.nii.gz").unlink()
     with pytest.raises(FormatError, match="qinjing train"):
         predict_folder(tmp_path, source, tmp_path / "out")
+    with pytest.raises(ConfigError, match="no scan would be replaced"):
+        predict_folder(run / "fold_0", source, source)
+    assert (source / "good.nii.gz").read_bytes() == good
+    with pytest.raises(ConfigError, match="a folder, got a file"):
+        predict_folder(run / "fold_0", source, source / "good.nii.gz")
+    with pytest.raises(ConfigError, match="mirrored"):
+        predict_folder(run / "fold_0", source, tmp_path / "out", flips=True)
+
+
+def test_what_lies_apart_is_dropped_where_the_plan_says_one_piece(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    image = read_nifti(dataset / "images" / "case2.nii.gz")
+    label = read_nifti(dataset / "labels" / "case2.nii.gz").voxels > 0
+    grown = np.pad(image.voxels, ((0, 0), (0, 24), (0, 0)))
+    box = tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(label))
+    grown[:, 26:, :][: label[box].shape[0], : label[box].shape[1], : label[box].shape[2]] = (
+        image.voxels[box]
+    )
+    scan = tmp_path / "twice.nii.gz"
+    write_nifti(scan, Volume(grown, image.affine))
+    found = {}
+    for one_piece in (False, True):
+        model = tmp_path / str(one_piece)
+        shutil.copytree(run, model)
+        plan = replace(read_config(model / "plan.json", Plan), one_piece=one_piece)
+        write_json(model / "plan.json", plan)
+        predict_folder(model / "fold_0", scan, tmp_path / "out")
+        found[one_piece] = read_nifti(tmp_path / "out" / "twice.nii.gz").voxels
+    pieces = {
+        one: ndimage.label(voxels > 0, np.ones((3, 3, 3)))[1] for one, voxels in found.items()
+    }
+    assert pieces[True] == 1 < pieces[False]  # a copy of the organ is an organ to the network
+    assert np.array_equal(found[True][found[True] > 0], found[False][found[True] > 0])
+
+
+def test_a_model_trained_on_another_device_runs_here(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(run, model)
+    plan = read_config(model / "plan.json", Plan)
+    device = "cpu" if torch.cuda.is_available() else "cuda"
+    write_json(model / "plan.json", replace(plan, execution=Execution(device)))
+    scan = dataset / "images" / "case0.nii.gz"
+    assert predict_folder(model, scan, tmp_path / "out")["outputs"]
+    with pytest.raises(ConfigError, match="plan anew"):
+        train(TrainConfig(dataset, tmp_path / "run", plan=model / "plan.json"))
+
+
+def test_options_that_contradict_a_plan_are_refused(
+    dataset: Path, plan: Path, tmp_path: Path
+) -> None:
+    made = read_config(plan, Plan)
+    with pytest.raises(ConfigError, match="given alone, got net, loss"):
+        overrides = Overrides(net="unet", loss="dice")
+        train(TrainConfig(dataset, tmp_path / "run", plan=plan, overrides=overrides))
+    with pytest.raises(ConfigError, match="one at a time"):
+        train(TrainConfig(dataset, tmp_path / "run", budget_s=60, overrides=Overrides(steps=3)))
+    other = tmp_path / "other.json"
+    write_json(other, replace(made, label_values=(0, 2)))
+    with pytest.raises(ConfigError, match="labels must be those of the data set"):
+        train(TrainConfig(dataset, tmp_path / "run", plan=other))
+    train(TrainConfig(dataset, tmp_path / "run", plan=plan, overrides=Overrides(steps=2)))
+    assert read_config(tmp_path / "run" / "plan.json", Plan).fit.steps == 2
+
+
+def test_splits_of_a_refused_case_and_a_second_fold(
+    dataset: Path, plan: Path, tmp_path: Path
+) -> None:
+    splits = tmp_path / "splits.json"
+    names = [f"case{number}" for number in range(6)]
+    write_json(splits, [
+        {"train": [*names[2:], "flat"], "val": names[:2]},
+        {"train": names[:3], "val": [*names[3:], "flat"]},
+    ])  # fmt: skip
+    output, few = tmp_path / "run", Overrides(steps=2)
+    with pytest.raises(ConfigError, match="fold must be from 0 to 1"):
+        train(TrainConfig(dataset, output, splits=splits, plan=plan, fold=7, overrides=few))
+    first = TrainConfig(dataset, output, splits=splits, plan=plan, overrides=few)
+    train(first)  # the folder was not taken by the command that was refused
+    train(replace(first, fold=1, resume=True))
+    assert len(read_json(output / "metrics.json")["cases"]) == 5  # both folds
+    with pytest.raises(ConfigError, match="first command"):
+        train(replace(first, splits=None, resume=True))
 
 
 def test_planning_measures_this_machine(dataset: Path) -> None:

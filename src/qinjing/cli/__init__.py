@@ -27,7 +27,10 @@ from qinjing.errors import ConfigError, InputError
 __all__ = ["main"]
 
 # What the system refuses because of the place that the user named, not because of us.
-USERS_ERRORS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EISDIR", "ENOTDIR", "ENAMETOOLONG")
+USERS_ERRORS = (
+    "EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EISDIR", "ENOTDIR", "EEXIST",
+    "ENAMETOOLONG",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +126,8 @@ def _failure(error: Exception, command: Command | None, words: list[str]) -> str
     name = f"qinjing-failure-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = f"qinjing {' '.join(words)}\nPython {sys.version}\n\n{traceback.format_exc()}"
     output = getattr(command, "output", None)
-    tried = [output, output.parent] if isinstance(output, Path) else []
-    for folder in (*tried, Path(tempfile.gettempdir())):
+    made = [output] if isinstance(output, Path) and output.is_dir() else []
+    for folder in (*made, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             log = folder / name
             log.write_text(text, encoding="utf-8")

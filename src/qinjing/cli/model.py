@@ -222,6 +222,7 @@ class Predict(Command):
 
 def _model_files(model: Path) -> dict[str, Path]:
     """What predicting reads of a run, or of one fold of a run."""
+    model = model.resolve()
     one = (model / "weights.safetensors").is_file()
     root, folds = (model.parent, model.name) if one else (model, "fold_*")
     read = ("plan.json", f"{folds}/model.json", f"{folds}/weights.safetensors")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinjing.data.case import Case, Dataset
+from qinjing.data.components import largest_piece
 from qinjing.volume import Volume
 
 _SAMPLE = 20_000  # voxels per case that stand for its grey values
@@ -41,6 +42,7 @@ class CaseFingerprint:
         label_voxels: label value → number of voxels.
         extent: voxels along D, H and W of the box around everything labelled; the shape where
             nothing is.
+        largest_piece: share of the labelled voxels that hang together as one piece, 0 to 1.
     """
 
     case_id: str
@@ -48,6 +50,7 @@ class CaseFingerprint:
     spacing_mm: tuple[float, float, float]
     label_voxels: dict[int, int]
     extent: tuple[int, int, int]
+    largest_piece: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def measure_case(case_id: str, image: Volume, label: Volume) -> tuple[CaseFinger
     where = where[:: max(1, where.size // _SAMPLE)]
     sample = np.stack([channel.reshape(-1)[where] for channel in voxels]).astype(np.float32)
     found = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
-    return CaseFingerprint(case_id, image.shape, image.spacing_mm, found, extent), sample
+    _, piece = largest_piece(label.voxels)
+    fingerprint = CaseFingerprint(case_id, image.shape, image.spacing_mm, found, extent, piece)
+    return fingerprint, sample
 
 
 def _extent(label: np.ndarray) -> tuple[int, int, int]:

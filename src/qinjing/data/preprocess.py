@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qinjing.data.case import Case
-from qinjing.errors import ConfigError, GeometryError
+from qinjing.errors import ConfigError, GeometryError, InputError
 from qinjing.volume import Volume
 
 INTERPOLATION_ORDER = 3  # of images on their way to the network's grid, in training and prediction
@@ -82,10 +82,15 @@ def read_image(case: Case) -> Volume:
     Raises:
         FormatError: a file cannot be read.
         GeometryError: the channels lie on different grids.
+        InputError: a grey value is not finite.
     """
     from qinjing.data.readers import read_volume
 
     channels = [read_volume(path) for path in case.images]
+    for path, channel in zip(case.images, channels, strict=True):
+        if channel.voxels.dtype.kind == "f" and not np.isfinite(channel.voxels).all():
+            missing = int((~np.isfinite(channel.voxels)).sum())
+            raise InputError("grey values", "finite", f"{missing} that are not", where=path)
     for path, channel in zip(case.images[1:], channels[1:], strict=True):
         difference = channels[0].grid_difference(channel)
         if difference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from qinjing.engine.checkpoint import load_model
 from qinjing.engine.device import default_device
 from qinjing.engine.infer import predict_labels_on_grid
 from qinjing.engine.plan import Plan
-from qinjing.errors import FormatError, InputError
+from qinjing.errors import ConfigError, FormatError, InputError
 from qinjing.tasks.segment import all_flips, window_for
 from qinjing.volume import Volume
 
@@ -45,7 +45,7 @@ class Segmenter:
         Raises:
             FormatError: the folder holds no trained model, or a damaged one.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         one = (folder / "weights.safetensors").exists()
         folds = (
             [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
@@ -56,9 +56,10 @@ class Segmenter:
                 advice="train one with `qinjing train`",
             )  # fmt: skip
         plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
-        device = default_device()
-        nets = tuple(plan.execution.place(load_model(fold)).to(device) for fold in folds)
-        return cls(nets, plan, device)
+        # Where it was trained says nothing of where it is used.
+        plan = replace(plan, execution=replace(plan.execution, device=default_device()))
+        nets = tuple(plan.execution.place(load_model(fold)) for fold in folds)
+        return cls(nets, plan, plan.execution.device)
 
     def segment(
         self,
@@ -131,15 +132,23 @@ def predict_folder(
     Raises:
         FormatError: the model cannot be loaded.
         LayoutError: there is nothing to segment.
+        ConfigError: the output is a file or would replace a scan; the model knows no mirroring.
     """
     from qinjing.data.layouts import list_images
 
-    segmenter = Segmenter.load(model)
+    output = Path(output)
     found = list_images(source)
+    _check_output(output, found)
+    segmenter = Segmenter.load(model)
+    if flips and not segmenter.plan.flips:
+        raise ConfigError(
+            "flips", "left out for a model that was not trained on mirrored scans", "flips",
+            where=model,
+        )  # fmt: skip
     return segment_cases(
         segmenter,
         [Case(case_id, case_id, images) for case_id, images in found],
-        Path(output),
+        output,
         flips=flips,
         confidence=confidence,
         largest=largest,
@@ -190,10 +199,27 @@ def segment_cases(
     }
 
 
+def _check_output(output: Path, found: Sequence[tuple[str, tuple[Path, ...]]]) -> None:
+    """Refuse an output that is a file, or that would put a label map in the place of a scan."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError("output", "a folder", "a file", where=output)
+    scans = {path.resolve() for _, images in found for path in images}
+    for case_id, _ in found:
+        path = output / f"{case_id}.nii.gz"
+        if path.resolve() in scans:
+            raise ConfigError(
+                "output", "a folder where no scan would be replaced", path.name, where=output,
+                advice="name another folder",
+            )  # fmt: skip
+
+
 def _cleaned(labels: Volume, plan: Plan, largest: bool, min_volume_ml: float) -> Volume:
+    from qinjing.data.components import keep_components, largest_piece
+
+    if plan.one_piece:
+        labels = labels.with_voxels(largest_piece(labels.voxels)[0])
     if not largest and not min_volume_ml:
         return labels
-    from qinjing.data.components import keep_components
 
     kept = plan.label_values[1:] if largest else ()
     return keep_components(labels, min_volume_ml=min_volume_ml, largest=kept)

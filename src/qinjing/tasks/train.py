@@ -17,9 +17,9 @@ from qinjing.data.case import Case, Dataset
 from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
-from qinjing.engine.device import environment, peak_memory_gib
+from qinjing.engine.device import default_device, environment, peak_memory_gib
 from qinjing.engine.fit import FitResult, Progress, fit
-from qinjing.engine.plan import Plan
+from qinjing.engine.plan import Plan, with_steps
 from qinjing.errors import ConfigError
 from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
@@ -86,13 +86,14 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
 
 def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
-    if parallel.is_first():
-        _claim(config)
+    _check(config)
     opened, cases, refused = sound_cases(config.dataset, tell)
-    splits = _splits(config, cases)
+    splits = _splits(config, opened, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
     if not all(0 <= fold < len(splits) for fold in folds):
         raise ConfigError("fold", f"from 0 to {len(splits) - 1}, or all", config.fold)
+    if parallel.is_first():
+        _claim(config, splits)
     plan = _plan(config, opened, cases, splits, len(folds), start)
     tell("plan", {"plan": plan})
     torch.set_num_threads(plan.threads)
@@ -108,7 +109,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     dice = None
     if parallel.is_first():
         memory = prediction_memory_gib(plan, config.output / f"fold_{folds[0]}", cases)
-        dice = _finish(config, opened, results, folds, seconds, memory)
+        dice = _finish(config, opened, seconds, memory)
     return {
         "output": str(config.output),
         "folds": results,
@@ -192,27 +193,47 @@ def _measure_fold(
     return summary
 
 
-def _claim(config: TrainConfig) -> None:
-    """Take the run folder, or refuse one that holds another run."""
-    wanted = {**asdict(config), "dataset": str(config.dataset.resolve())}
-    for name in ("output", "resume", "budget_s"):
-        del wanted[name]
-    wanted = {k: str(v) if isinstance(v, Path) else v for k, v in wanted.items()}
+def _check(config: TrainConfig) -> None:
+    """Refuse options that contradict each other, and a folder that holds another run."""
+    chosen = [name for name, value in asdict(config.overrides).items() if value is not None]
+    if config.plan and set(chosen) - {"steps"}:
+        advice = "change the plan's file, or leave out --plan"
+        raise ConfigError(
+            "plan", "given alone", ", ".join(chosen), where=config.plan, advice=advice
+        )
+    if config.budget_s and config.overrides.steps:
+        raise ConfigError("steps and budget", "given one at a time", "both")
     path = config.output / "run.json"
-    if path.exists() and config.resume:
-        before = read_json(path)
-        same = ("dataset", "seed", "overrides")
-        if any(_plain(before.get(k)) != _plain(wanted.get(k)) for k in same):
+    if config.resume and path.exists():
+        before, wanted = read_json(path), _wanted(config)
+        if any(_plain(before.get(name)) != _plain(value) for name, value in wanted.items()):
             raise ConfigError(
                 "resumed run", "given the data set, seed and options that it started with",
                 where=path, advice="choose another output folder or repeat the first command",
             )  # fmt: skip
-    elif path.exists() and not config.resume:
+    elif (config.output / "plan.json").exists():
         raise ConfigError(
             "output", "a new folder", "a run", where=config.output,
             advice="add --resume to go on with it, or choose another folder",
         )  # fmt: skip
-    write_json(path, wanted)
+
+
+def _wanted(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run must have in common with the first; folds and budget may change."""
+    return {
+        "dataset": str(config.dataset.resolve()),
+        "seed": config.seed,
+        "splits": str(config.splits) if config.splits else None,
+        "plan": str(config.plan) if config.plan else None,
+        "overrides": asdict(config.overrides),
+    }
+
+
+def _claim(config: TrainConfig, splits: Sequence[Split]) -> None:
+    """Write down what this run is, if it is not a resumed one."""
+    if not (config.resume and (config.output / "run.json").exists()):
+        write_json(config.output / "run.json", {**_wanted(config), "fold": config.fold})
+    write_splits(config.output / "splits_final.json", splits)
 
 
 def _plain(value: Any) -> Any:
@@ -222,13 +243,20 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _splits(config: TrainConfig, cases: Sequence[Case]) -> list[Split]:
-    path = config.output / "splits_final.json"
-    if config.resume and path.exists():
-        return read_splits(path, cases)
-    splits = read_splits(config.splits, cases) if config.splits else default_splits(cases)
-    if parallel.is_first():
-        write_splits(path, splits)
+def _splits(config: TrainConfig, dataset: Dataset, cases: Sequence[Case]) -> list[Split]:
+    """The run's own splits, those given, or five folds; without the cases that were refused."""
+    kept = config.output / "splits_final.json"
+    path = kept if config.resume and kept.exists() else config.splits
+    if path is None:
+        return default_splits(cases)
+    sound = {case.case_id for case in cases}
+    splits: list[Split] = []
+    for number, split in enumerate(read_splits(path, dataset.cases)):
+        train = [case_id for case_id in split["train"] if case_id in sound]
+        val = [case_id for case_id in split["val"] if case_id in sound]
+        if not train or not val:
+            raise ConfigError(f"fold {number}", "of a sound case on either side", where=path)
+        splits.append({"train": train, "val": val})
     return splits
 
 
@@ -261,7 +289,7 @@ def _write_plan(
     start: float,
 ) -> None:
     if config.plan:
-        plan = read_config(config.plan, Plan)
+        plan = _given_plan(config.plan, config.overrides.steps, dataset)
     else:
         fingerprint = measure(dataset, cases)
         write_json(config.output / "fingerprint.json", fingerprint)
@@ -281,6 +309,26 @@ def _write_plan(
     write_json(config.output / "plan.json", plan)
 
 
+def _given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
+    """Read a plan that was made before and see that it fits this machine and these data."""
+    plan = read_config(path, Plan)
+    labels = tuple(sorted(dataset.labels))
+    if plan.label_values != labels:
+        raise ConfigError(
+            "plan's labels", f"those of the data set, {labels}", plan.label_values, where=path
+        )
+    channels = len(dataset.channel_names)
+    if len(plan.preprocessing.normalisation) != channels:
+        got = len(plan.preprocessing.normalisation)
+        raise ConfigError("plan's channels", f"those of the data set, {channels}", got, where=path)
+    if plan.execution.device != default_device():
+        raise ConfigError(
+            "plan", f"made for {default_device()}, which is here", plan.execution.device,
+            where=path, advice="plan anew on this machine",
+        )  # fmt: skip
+    return with_steps(plan, steps, None, plan.fit.validations) if steps else plan
+
+
 def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
     if parallel.is_first():
         cache.prepare(cases, config.output / "cache", plan.preprocessing, plan.label_values)
@@ -290,8 +338,6 @@ def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
 def _finish(
     config: TrainConfig,
     dataset: Dataset,
-    results: Sequence[dict[str, Any]],
-    folds: Sequence[int],
     seconds: float,
     predicting_memory_gib: float | None,
 ) -> float | None:
@@ -299,8 +345,10 @@ def _finish(
     from qinjing import evidence
     from qinjing.tasks.evaluate import pool
 
-    tables = [config.output / f"fold_{fold}" / "metrics.json" for fold in folds]
-    pooled = pool(tables, config.output / "metrics.json")
+    # Folds that an earlier command trained count as well: predicting averages over them all.
+    folds = sorted(path.parent for path in config.output.glob("fold_*/result.json"))
+    results = [read_json(fold / "result.json") for fold in folds]
+    pooled = pool([fold / "metrics.json" for fold in folds], config.output / "metrics.json")
     measured = {
         "training_s": max(result["training_s"] for result in results),
         "step_s": results[-1]["training_s"] / max(1, results[-1]["steps"]),
