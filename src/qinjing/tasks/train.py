@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -34,6 +34,9 @@ from qinjing.tasks.planning import (
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.probe import prediction_memory_gib
 from qinjing.tasks.segment import SegmentTask
+
+if TYPE_CHECKING:
+    from qinjing.evidence import Digested
 
 _PROBING_S = 30.0  # what timing the ways of running takes itself
 
@@ -86,8 +89,7 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
 
 def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
-    if parallel.is_first():
-        _claim(config)
+    read = _take(config) if parallel.is_first() else {}
     opened, cases, refused = sound_cases(config.dataset, tell)
     splits = _splits(config, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
@@ -108,7 +110,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     dice = None
     if parallel.is_first():
         memory = prediction_memory_gib(plan, config.output / f"fold_{folds[0]}", cases)
-        dice = _finish(config, opened, results, folds, seconds, memory)
+        dice = _finish(config, opened, read, results, folds, seconds, memory)
     return {
         "output": str(config.output),
         "folds": results,
@@ -192,9 +194,19 @@ def _measure_fold(
     return summary
 
 
-def _claim(config: TrainConfig) -> None:
+def _take(config: TrainConfig) -> dict[str, Digested]:
+    """Digest the data set before anything is read of it, and claim the run folder."""
+    from qinjing import evidence
+
+    read = evidence.digested({"dataset": config.dataset}, without=config.output)
+    _claim(config, read["dataset"].sha256)
+    return read
+
+
+def _claim(config: TrainConfig, dataset_sha256: str) -> None:
     """Take the run folder, or refuse one that holds another run."""
     wanted = {**asdict(config), "dataset": str(config.dataset.resolve())}
+    wanted["dataset_sha256"] = dataset_sha256
     for name in ("output", "resume", "budget_s"):
         del wanted[name]
     wanted = {k: str(v) if isinstance(v, Path) else v for k, v in wanted.items()}
@@ -206,6 +218,11 @@ def _claim(config: TrainConfig) -> None:
             raise ConfigError(
                 "resumed run", "given the data set, seed and options that it started with",
                 where=path, advice="choose another output folder or repeat the first command",
+            )  # fmt: skip
+        if before.get("dataset_sha256", dataset_sha256) != dataset_sha256:
+            raise ConfigError(
+                "data set", "as it was when the run started", "other bytes", where=config.dataset,
+                advice="put back what changed, or choose another output folder to train anew",
             )  # fmt: skip
     elif path.exists() and not config.resume:
         raise ConfigError(
@@ -290,6 +307,7 @@ def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
 def _finish(
     config: TrainConfig,
     dataset: Dataset,
+    read: Mapping[str, Digested],
     results: Sequence[dict[str, Any]],
     folds: Sequence[int],
     seconds: float,
@@ -319,7 +337,7 @@ def _finish(
     evidence.append(
         config.output,
         "train",
-        {"dataset": config.dataset},
+        read,
         made,
         asdict(config),
         basis=dataset.licence or None,
