@@ -127,7 +127,7 @@ def test_a_data_set_changed_during_training_is_not_signed(
             victim.write_bytes((data / "labels" / "case2.nii.gz").read_bytes())
 
     config = TrainConfig(data, output, plan=quick)
-    with pytest.raises(EvidenceError, match="another labels/case1.nii.gz"):
+    with pytest.raises(EvidenceError, match=r"another labels/case1\.nii\.gz"):
         train(config, change)
     assert (output / "fold_0" / "weights.safetensors").exists()
     assert not (output / "evidence.jsonl").exists()
