@@ -461,3 +461,64 @@ def test_demo_leaves_evidence_of_all_that_it_made(
     assert cli.main(["verify", str(tmp_path / "demo"), "-i", str(phantoms), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["unclaimed"] == [] and result["outputs"] == 11
+
+
+def test_predict_names_every_file_that_it_read(
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two patients' scans of one file name are two inputs; each is named when it changes."""
+    import qinjing.tasks.predict
+
+    scans = sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]
+    places = [tmp_path / patient / "image.nii.gz" for patient in ("p1", "p2")]
+    for scan, place in zip(scans, places, strict=True):
+        place.parent.mkdir()
+        shutil.copy(scan, place)
+    entries = [{"image": place.relative_to(tmp_path).as_posix()} for place in places]
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": entries}))
+    model = tmp_path / "run"
+    (model / "fold_0").mkdir(parents=True)
+    for name in ("plan.json", "fold_0/model.json", "fold_0/weights.safetensors"):
+        (model / name).write_text("{}")
+    output, changed = tmp_path / "labels", False
+
+    def predict_folder(model: Path, source: Path, output: Path, **_: Any) -> dict[str, Any]:
+        output.mkdir(exist_ok=True)
+        (output / "label.nii.gz").write_bytes(b"label")
+        if changed:
+            places[1].write_bytes(b"written while it was read")
+        return {"outputs": [str(output / "label.nii.gz")], "refused": [], "seconds": 0.0}
+
+    monkeypatch.setattr(qinjing.tasks.predict, "predict_folder", predict_folder)
+    words = ["predict", "-m", str(model), "-i", str(datalist), "-o", str(output)]
+    assert cli.main(words) == 0
+    assert cli.main(["verify", str(output)]) == 0
+    for place in places:
+        whole = place.read_bytes()
+        place.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        capsys.readouterr()
+        assert cli.main(["verify", str(output)]) == 2
+        assert place.relative_to(tmp_path).as_posix() in capsys.readouterr().err
+        place.write_bytes(whole)
+    changed = True
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert "unchanged during the work" in err and "Traceback" not in err
+    assert (output / "label.nii.gz").exists()
+
+
+def test_verify_strict_faults_what_no_statement_names(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(phantoms, folder)
+    assert cli.main(["verify", str(folder), "--strict"]) == 0
+    (folder / "stranger.txt").write_text("hello")
+    assert cli.main(["verify", str(folder)]) == 0
+    capsys.readouterr()
+    assert cli.main(["verify", str(folder), "--strict"]) == 2
+    assert "stranger.txt is named by no statement" in capsys.readouterr().err

@@ -15,11 +15,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qinjing import evidence
 from qinjing.errors import EvidenceError
+from qinjing.evidence.digests import HEAD, RECORD
 from qinjing.evidence.envelope import (
     HEAD_PAYLOAD,
     STATEMENT_PAYLOAD,
@@ -29,7 +31,7 @@ from qinjing.evidence.envelope import (
     sha256,
     unseal,
 )
-from qinjing.evidence.record import HEAD, RECORD
+from qinjing.evidence.head import write_head
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +59,10 @@ def run(tmp_path: Path) -> Path:
     (folder / "plan.json").write_text('{"patch": [64, 64, 64]}')
     (folder / "fold_0" / "log.jsonl").write_text('{"step": 1}\n')
     settings = Settings(dataset=Path("/home/someone/data"))
-    evidence.append(folder, "plan", {"dataset": dataset}, [folder / "plan.json"], settings)
+    read = evidence.digested({"dataset": dataset})
+    evidence.append(folder, "plan", read, [folder / "plan.json"], settings)
     (folder / "fold_0" / "weights").write_bytes(bytes(range(256)))
-    evidence.append(folder, "train", {"dataset": dataset}, [folder / "fold_0"], {"seed": 0})
+    evidence.append(folder, "train", read, [folder / "fold_0"], {"seed": 0})
     return folder
 
 
@@ -102,7 +105,7 @@ def test_far_input_is_kept_by_role_alone(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "deep" / "run"
     folder.mkdir(parents=True)
     (folder / "y").write_bytes(b"y")
-    evidence.append(folder, "predict", {"images": far}, [folder / "y"], {})
+    evidence.append(folder, "predict", evidence.digested({"images": far}), [folder / "y"], {})
     assert "WANG_WEI" not in json.dumps(statement(folder))
     result = evidence.verify(folder)
     assert not result.faults and len(result.unchecked) == 1
@@ -151,6 +154,62 @@ def test_changed_input_is_named(run: Path) -> None:
     assert fault.where == "../data" and "dataset" in fault.message
 
 
+@pytest.mark.parametrize("change", ["rewrite", "add", "remove"])
+def test_an_input_changed_during_the_work_is_refused(run: Path, change: str) -> None:
+    data, record = run.parent / "data", (run / RECORD).read_bytes()
+    read = evidence.digested({"dataset": data})
+    name = {"rewrite": "a.nii", "add": "c.nii", "remove": "b.nii"}[change]
+    (data / name).write_bytes(b"other") if change != "remove" else (data / name).unlink()
+    (run / "table.json").write_text("{}")
+    with pytest.raises(EvidenceError, match=rf"input dataset .* another {name}") as refusal:
+        evidence.append(run, "evaluate", read, [run / "table.json"], {})
+    assert "\n" not in str(refusal.value) and (run / "table.json").exists()
+    assert (run / RECORD).read_bytes() == record
+
+
+def test_an_input_file_overwritten_by_its_output_is_refused(run: Path) -> None:
+    read = evidence.digested({"plan": run / "plan.json"})
+    (run / "plan.json").write_text("{}")
+    with pytest.raises(EvidenceError, match="input plan must be unchanged"):
+        evidence.append(run, "plan", read, [run / "plan.json"], {})
+
+
+def test_what_was_read_is_signed_not_what_the_work_left(tmp_path: Path) -> None:
+    """A split written into its data set is an output alone; the data set's digest is as before."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.nii").write_bytes(b"a")
+    for content in ("[]", "[{}]"):  # the second overwrites the first
+        read = evidence.digested({"dataset": data})
+        (data / "splits.json").write_text(content)
+        evidence.append(data, "split", read, [data / "splits.json"], {})
+        assert not evidence.verify(data).faults
+        checked = evidence.verify(data, sources=[data])
+        assert not checked.faults and not checked.unchecked
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(data / "a.nii", alone / "a.nii")
+    recorded = statement(data)["predicate"]["inputs"][0]["digest"]["sha256"]
+    assert recorded == evidence.digest(alone)
+    (data / "a.nii").write_bytes(b"b")
+    assert "is not the dataset" in str(evidence.verify(data).faults[0])
+
+
+def test_the_folder_of_the_work_is_no_input_and_holds_none(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "data" / "run"
+    output.mkdir(parents=True)
+    (data / "a.nii").write_bytes(b"a")
+    (output / "cache").write_bytes(b"of a run that was killed")
+    read = evidence.digested({"dataset": data}, without=output)
+    (output / "cache").unlink()
+    (output / "weights").write_bytes(b"w")
+    evidence.append(output, "train", read, [output], {})
+    assert not evidence.verify(output, sources=[data]).faults
+    for place in (data, tmp_path):
+        with pytest.raises(EvidenceError, match="does not hold the input"):
+            evidence.digested({"dataset": data}, without=place)
+
+
 def test_missing_and_unclaimed_files_are_named(run: Path) -> None:
     (run / "fold_0" / "weights").unlink()
     (run / "stranger.txt").write_text("hello")
@@ -163,7 +222,8 @@ def test_later_statement_replaces_an_output(run: Path) -> None:
     log = run / "fold_0" / "log.jsonl"
     log.write_text('{"step": 1}\n{"step": 2}\n')
     assert evidence.verify(run).faults
-    evidence.append(run, "train", {"dataset": run.parent / "data"}, [log], {"resume": True})
+    read = evidence.digested({"dataset": run.parent / "data"})
+    evidence.append(run, "train", read, [log], {"resume": True})
     assert not evidence.verify(run).faults
 
 
@@ -185,6 +245,63 @@ def test_missing_head_or_record_is_found(run: Path) -> None:
     (run / "kept").rename(run / HEAD)
     (run / RECORD).unlink()
     assert any(fault.where == RECORD for fault in evidence.verify(run).faults)
+
+
+def test_a_record_cut_and_left_without_its_head_is_found(run: Path, tmp_path: Path) -> None:
+    """Nor does a head that anyone can sign stand in for the one that was taken."""
+    first = (run / RECORD).read_bytes().splitlines(keepends=True)[0]
+    (run / RECORD).write_bytes(first)
+    (run / HEAD).unlink()
+    (fault,) = [fault for fault in evidence.verify(run).faults if fault.where == HEAD]
+    assert "missing beside 1 lines" in fault.message
+    with pytest.raises(EvidenceError, match="missing beside 1 lines"):
+        evidence.append(run, "train", {}, [], {})
+    write_head(run, evidence.load_private_key(tmp_path / "other.pem"), 0, None)
+    (fault,) = [fault for fault in evidence.verify(run).faults if fault.where == HEAD]
+    assert "another key than line 1" in fault.message
+    with pytest.raises(EvidenceError, match="another key"):
+        evidence.append(run, "train", {}, [], {})
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at one call."""
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_the_first_append_killed_anywhere_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Before each step that changes the disk: both heads' files, their renames, and the line."""
+    evidence.load_private_key()
+    steps = 0
+
+    def dies(function: Any) -> Any:
+        def counted(*words: Any, **options: Any) -> Any:
+            nonlocal steps
+            if steps == at:
+                raise Killed
+            steps += 1
+            return function(*words, **options)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "fsync"):
+            patch.setattr(os, name, dies(getattr(os, name)))
+        patch.setattr(Path, "replace", dies(Path.replace))
+        try:
+            evidence.append(tmp_path, "first", {}, [], {})
+        except Killed:
+            assert at < 6
+        else:
+            assert steps == 6 <= at
+    found = evidence.verify(tmp_path)
+    empty = (tmp_path / RECORD).read_bytes() == b"" and not (tmp_path / HEAD).exists()
+    assert bool(found.faults) == empty  # nothing is recorded yet, which does not verify
+    evidence.append(tmp_path, "second", {}, [], {})
+    after = evidence.verify(tmp_path)
+    assert not after.faults and not after.notes
+    assert [s.command for s in after.statements][-1] == "second"
 
 
 def test_lines_swapped_or_repeated_are_found(run: Path) -> None:
@@ -320,7 +437,7 @@ def test_output_outside_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match="there"):
         evidence.append(tmp_path / "run", "x", {}, [tmp_path / "run" / "none"], {})
     with pytest.raises(EvidenceError, match="there"):
-        evidence.append(tmp_path / "run", "x", {"images": tmp_path / "none"}, [], {})
+        evidence.digested({"images": tmp_path / "none"})
     for folder in (tmp_path / "none", tmp_path / "run"):
         with pytest.raises(EvidenceError):
             evidence.verify(folder)
@@ -369,12 +486,29 @@ def test_nested_records_are_walked(run: Path) -> None:
     inner = run / "predictions"
     inner.mkdir()
     (inner / "case.nii.gz").write_bytes(b"label")
-    inputs = {"weights": run / "fold_0" / "weights"}
+    inputs = evidence.digested({"weights": run / "fold_0" / "weights"})
     evidence.append(inner, "predict", inputs, [inner], {})
     result = evidence.verify(run)
     assert not result.faults and not result.unclaimed and len(result.statements) == 3
     (inner / "case.nii.gz").write_bytes(b"Label")
     assert [f.where for f in evidence.verify(run).faults] == ["predictions/case.nii.gz"]
+
+
+def test_a_nested_record_removed_is_found_by_strict_alone(run: Path) -> None:
+    for inner in (run / "predictions", run.parent / "elsewhere"):
+        inner.mkdir()
+        (inner / "case.nii.gz").write_bytes(b"label")
+        evidence.append(inner, "predict", {}, [inner], {})
+    assert not evidence.verify(run, strict=True).faults
+    for inner in (run / "predictions", run.parent / "elsewhere"):
+        for name in (RECORD, HEAD):
+            (inner / name).unlink()
+    result = evidence.verify(run)
+    assert not result.faults and result.unclaimed == ("predictions/case.nii.gz",)  # stated
+    (fault,) = evidence.verify(run, strict=True).faults
+    assert (fault.where, fault.message) == ("predictions/case.nii.gz", "is named by no statement")
+    above = {fault.where for fault in evidence.verify(run.parent, strict=True).faults}
+    assert {"elsewhere/case.nii.gz", "run/predictions/case.nii.gz"} <= above
 
 
 def test_signature_holds_by_securesystemslib(run: Path) -> None:

@@ -61,6 +61,7 @@ def run_demo(
     _claim(output)
     opened = _dataset(dataset, output, cases)
     known, unseen, refused = _set_apart(opened, output)
+    read = evidence.digested({"known": known.root, "unseen": unseen.root})
 
     models = {NAME: output / "qinjing", UNET: output / "unet"}
     for name, overrides in ((NAME, Overrides()), (UNET, Overrides(net="unet"))):
@@ -99,7 +100,7 @@ def run_demo(
     evidence.append(
         output,
         "demo",
-        {"known": known.root, "unseen": unseen.root},
+        read,
         [output / MARKER, output / "report.html", output / "results"],
         {"budget_s": budget_s, "phantoms": dataset is None},
         basis=opened.licence or None,

@@ -14,7 +14,7 @@ import pytest
 from qinjing.config import read_json, write_json
 from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.errors import FormatError
-from qinjing.evidence import append
+from qinjing.evidence import append, digested
 from qinjing.physics.phantom import LABELS, write_dataset
 from qinjing.report.html import choose_cases, duration, write_report
 from qinjing.report.tables import case_rows
@@ -104,7 +104,8 @@ def whole(finished, phantoms, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("whole")
         patch.setenv("QINJING_EVIDENCE_KEY", str(folder / "key.pem"))
-        append(finished, "train", {"dataset": phantoms}, [finished / "fold_0"], {"seed": 5})
+        read = digested({"dataset": phantoms})
+        append(finished, "train", read, [finished / "fold_0"], {"seed": 5})
         return report(finished, folder)
 
 

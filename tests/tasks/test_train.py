@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.engine.checkpoint import ModelCard
 from qinjing.engine.device import Execution
 from qinjing.engine.plan import Plan, make_plan, with_steps
-from qinjing.errors import ConfigError, FormatError, LayoutError
+from qinjing.errors import ConfigError, EvidenceError, FormatError, LayoutError
 from qinjing.tasks.planning import Overrides, measure, plan_dataset
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.segment import all_flips, window_for
@@ -90,7 +91,7 @@ def test_every_fold_is_trained_measured_and_recorded(run: Path) -> None:
     assert pooled["mean"]["foreground"]["dice"]["mean"] == pytest.approx(np.mean(every))
     assert 0.1 < read_json(run / "measured.json")["predicting_memory_gib"] < 1.0
     assert not (run / "cache").exists()  # no second copy of patients' images
-    assert not [f for f in evidence.verify(run).faults if f.severity == "error"]
+    assert not evidence.verify(run).faults
 
 
 def test_refused_cases_are_listed(dataset: Path, plan: Path, tmp_path: Path) -> None:
@@ -112,6 +113,31 @@ def test_refused_cases_are_listed(dataset: Path, plan: Path, tmp_path: Path) -> 
     once_more = train(TrainConfig(dataset, tmp_path / "run", plan=quick, resume=True))
     assert once_more["dice"] == result["dice"]
     assert not list((tmp_path / "run").rglob(".partial-*"))
+
+
+def test_a_data_set_changed_during_training_is_not_signed(
+    dataset: Path, plan: Path, tmp_path: Path
+) -> None:
+    data, output, quick = tmp_path / "data", tmp_path / "run", tmp_path / "plan.json"
+    shutil.copytree(dataset, data)
+    write_json(quick, with_steps(read_config(plan, Plan), 2, None, 1))
+    victim = data / "labels" / "case1.nii.gz"
+    whole = victim.read_bytes()
+
+    def change(kind: str, fields: dict[str, Any]) -> None:
+        if kind == "prepared":  # after the cases were read, before the first step
+            victim.write_bytes((data / "labels" / "case2.nii.gz").read_bytes())
+
+    config = TrainConfig(data, output, plan=quick)
+    with pytest.raises(EvidenceError, match=r"another labels/case1\.nii\.gz"):
+        train(config, change)
+    assert (output / "fold_0" / "weights.safetensors").exists()
+    assert not (output / "evidence.jsonl").exists()
+    with pytest.raises(ConfigError, match="as it was when the run started"):
+        train(replace(config, resume=True))
+    victim.write_bytes(whole)
+    train(replace(config, resume=True))
+    assert not evidence.verify(output, sources=[data]).faults
 
 
 def test_same_seed_same_bits_other_seed_other_bits(

@@ -48,8 +48,17 @@ class Evaluate(Command):
 
     def run(self) -> dict[str, Any]:
         """Measure; the content of metrics.json."""
+        from qinjing import evidence
         from qinjing.tasks.evaluate import evaluate_files
 
+        # Each label map by itself: metrics and reports often lie in the same folder.
+        patterns = ("*.nii", "*.nii.gz", "confidence/*")
+        inputs = {"reference": self.reference}
+        if self.predictions.is_file():
+            inputs["predictions"] = self.predictions
+        else:
+            inputs |= files_of("predictions", self.predictions, *patterns)
+        read = evidence.digested(inputs)
         with progress("measuring") as show_progress:
             metrics = evaluate_files(
                 self.predictions,
@@ -58,16 +67,9 @@ class Evaluate(Command):
                 tolerance_mm=self.tolerance_mm,
                 progress=show_progress,
             )
-        # Each label map by itself: metrics and reports often lie in the same folder.
-        read = ("*.nii", "*.nii.gz", "confidence/*")
-        inputs = {"reference": self.reference}
-        if self.predictions.is_file():
-            inputs["predictions"] = self.predictions
-        else:
-            inputs |= files_of("predictions", self.predictions, *read)
         stem = self.output.stem
         summary = "summary.json" if stem == "metrics" else f"{stem}_summary.json"
-        record(self, "evaluate", inputs, [self.output, self.output.with_name(summary)])
+        record(self, "evaluate", read, [self.output, self.output.with_name(summary)])
         return metrics
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -93,11 +95,12 @@ class Compare(Command):
 
     def run(self) -> dict[str, Any]:
         """Compare; the tables."""
+        from qinjing import evidence
         from qinjing.report.compare import compare_files
 
+        read = evidence.digested({f"metrics {k}": path for k, path in enumerate(self.metrics)})
         result = compare_files(self.metrics, self.output)
-        inputs = {f"metrics {k}": path for k, path in enumerate(self.metrics)}
-        record(self, "compare", inputs, sorted(self.output.glob("comparison.*")))
+        record(self, "compare", read, sorted(self.output.glob("comparison.*")))
         return result
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -139,18 +142,20 @@ class Report(Command):
 
     def run(self) -> dict[str, Any]:
         """Write the page; where it lies."""
+        from qinjing import evidence
         from qinjing.report.html import write_report
 
+        inputs = {f"baseline {name}": path for name, path in self.baselines}
+        patterns = ("*.json", "fold_*/*.json", "fold_*/log.jsonl")
+        for role, place in (("source", self.source), ("run", self.run_folder)):
+            if place is not None:
+                inputs |= {role: place} if place.is_file() else files_of(role, place, *patterns)
+        read = evidence.digested(inputs)
         baselines = dict(self.baselines)
         result = write_report(
             self.source, self.output, baselines, run=self.run_folder, dataset=self.dataset
         )
-        inputs = {f"baseline {name}": path for name, path in self.baselines}
-        read = ("*.json", "fold_*/*.json", "fold_*/log.jsonl")
-        for role, place in (("source", self.source), ("run", self.run_folder)):
-            if place is not None:
-                inputs |= {role: place} if place.is_file() else files_of(role, place, *read)
-        record(self, "report", inputs, [self.output])
+        record(self, "report", read, [self.output])
         return result
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -181,12 +186,18 @@ class Verify(Command):
             "--key", metavar="PEM", there=True, help="the only key that may have signed"
         ),
     )
+    strict: bool = field(
+        default=False,
+        metadata=argument("--strict", help="a file that no statement names is a fault"),
+    )
 
     def run(self) -> dict[str, Any]:
         """Verify; statements, faults and warnings."""
         from qinjing import evidence
 
-        result = evidence.verify(self.folder, trusted_key=self.trusted_key, sources=self.sources)
+        result = evidence.verify(
+            self.folder, trusted_key=self.trusted_key, sources=self.sources, strict=self.strict
+        )
         return {
             "verified": not result.faults,
             "statements": len(result.statements),
@@ -243,11 +254,13 @@ class Demo(Command):
 
     def run(self) -> dict[str, Any]:
         """Run it; where the report is."""
+        from qinjing import evidence
         from qinjing.demo import run_demo
 
-        result = run_demo(self.dataset, self.output)
         inputs = {"dataset": self.dataset} if self.dataset else {}
-        record(self, "demo", inputs, [self.output])
+        read = evidence.digested(inputs, without=self.output)
+        result = run_demo(self.dataset, self.output)
+        record(self, "demo", read, [self.output])
         return result
 
     def text(self, result: Mapping[str, Any]) -> str:

@@ -78,13 +78,15 @@ class DataSplit(Command):
 
     def run(self) -> dict[str, Any]:
         """Split; the number of cases on each side of each fold."""
+        from qinjing import evidence
         from qinjing.data.layouts import open_dataset
         from qinjing.data.splits import make_splits, write_splits
 
+        read = evidence.digested({"dataset": self.dataset})
         dataset = open_dataset(self.dataset)
         splits = make_splits(dataset.cases, self.folds, self.seed)
         write_splits(self.output, splits)
-        record(self, "data split", {"dataset": self.dataset}, [self.output], dataset.licence)
+        record(self, "data split", read, [self.output], dataset.licence)
         counts = [{"train": len(one["train"]), "val": len(one["val"])} for one in splits]
         return {"output": self.output, "folds": counts}
 

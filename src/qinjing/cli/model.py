@@ -33,17 +33,19 @@ class Plan(Command):
 
     def run(self) -> dict[str, Any]:
         """Plan; the plan."""
+        from qinjing import evidence
         from qinjing.cli.watch import watch
         from qinjing.config import write_json
         from qinjing.tasks.planning import plan_dataset
 
+        read = evidence.digested({"dataset": self.dataset})
         overrides = _overrides(net=self.net)
         with watch() as tell:
             plan = plan_dataset(
                 self.dataset, budget_s=self.budget_s, overrides=overrides, tell=tell
             )
         write_json(self.output, plan)
-        record(self, "plan", {"dataset": self.dataset}, [self.output])
+        record(self, "plan", read, [self.output])
         content: dict[str, Any] = show.plain(plan)
         return content | {"output": str(self.output)}
 
@@ -188,9 +190,16 @@ class Predict(Command):
 
     def run(self) -> dict[str, Any]:
         """Predict; outputs and refusals."""
+        from qinjing import evidence
         from qinjing.data.layouts import list_images
         from qinjing.tasks.predict import predict_folder
 
+        inputs = _model_files(self.model)
+        for case_id, images in list_images(self.source):
+            # By case and channel: files of two patients may bear one name.
+            named = {f"images/{case_id}_{k:04d}": path for k, path in enumerate(images)}
+            inputs |= {role: path for role, path in named.items() if path.is_file()}
+        read = evidence.digested(inputs)
         with progress("segmenting") as show_progress:
             result = predict_folder(
                 self.model,
@@ -203,11 +212,8 @@ class Predict(Command):
                 progress=show_progress,
             )
         if result["outputs"]:
-            inputs = _model_files(self.model)
-            for _, images in list_images(self.source):
-                inputs |= {f"images/{path.name}": path for path in images}
             outputs = [Path(path) for path in result["outputs"]]
-            record(self, "predict", inputs, outputs)
+            record(self, "predict", read, outputs)
         return result
 
     def text(self, result: Mapping[str, Any]) -> str:

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qinjing.cli.arguments import Command, argument
+
+if TYPE_CHECKING:
+    from qinjing.evidence import Digested
 
 DATASET = argument("-i", "--input", metavar="DATASET", there=True, help="folder, or MONAI datalist")
 
@@ -21,11 +24,11 @@ def output_argument(metavar: str, text: str) -> Mapping[str, Any]:
 def record(
     command: Command,
     name: str,
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Digested],
     outputs: Iterable[Path],
     basis: str = "",
 ) -> None:
-    """Append to the evidence of the folder that holds what the command made."""
+    """Append to the evidence of the folder that holds what the command made of `inputs`."""
     from qinjing import evidence
 
     output: Path = command.output  # type: ignore[attr-defined]

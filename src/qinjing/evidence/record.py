@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,21 +14,27 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qinjing.errors import EvidenceError
+from qinjing.evidence.digests import (
+    HEAD,
+    RECORD,
+    Digested,
+    digest,
+    digest_of,
+    files_below,
+    left_of,
+    manifest,
+)
 from qinjing.evidence.envelope import (
-    HEAD_PAYLOAD,
     STATEMENT_PAYLOAD,
     canonical,
     load_private_key,
     locked,
     public_text,
-    replace,
     seal,
     sha256,
-    unseal,
 )
+from qinjing.evidence.head import check_head, write_head
 
-RECORD = "evidence.jsonl"
-HEAD = "evidence.head.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:qinjing:evidence:v1"
 
@@ -37,14 +42,14 @@ PREDICATE_TYPE = "urn:qinjing:evidence:v1"
 def append(
     folder: str | Path,
     command: str,
-    inputs: Mapping[str, str | Path],
+    inputs: Mapping[str, Digested],
     outputs: Iterable[str | Path],
     configuration: Any,
     *,
     basis: str | None = None,
     key: str | Path | None = None,
 ) -> None:
-    """Append one signed statement to the record of `folder`.
+    """Append one signed statement to the record of `folder`, after the work.
 
     Safe with other processes appending at the same time, and with being killed: a torn last line
     is cut off by the next append, which records what it cut.
@@ -52,7 +57,8 @@ def append(
     Args:
         folder: where the record lies; made if missing.
         command: what was done, for example "train".
-        inputs: role → file or folder that was read.
+        inputs: role → what was read, digested before the work by `digested`. It is digested
+            again here: what changed meanwhile was not surely what was read, and is not signed.
         outputs: files or folders inside `folder` that were made; a folder stands for every file
             in it.
         configuration: a dataclass or JSON content; paths in it are cut to their last part.
@@ -60,16 +66,18 @@ def append(
         key: Ed25519 private key in PEM; default `private_key_path()`, made on first use.
 
     Raises:
-        EvidenceError: an input or output is missing, an output lies outside `folder`, the key
-            or the record cannot be used, or the record was altered or cut.
+        EvidenceError: an input changed during the work, an output is missing or lies outside
+            `folder`, the key or the record cannot be used, or the record was altered or cut.
     """
     folder = Path(folder)
     signer = load_private_key(key)
     content = _without_places(configuration)
+    named = _outputs(folder, outputs)
+    made = {folder.resolve() / name for name in named}
     predicate: dict[str, Any] = {
         "command": command,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "inputs": [_input(folder, role, Path(path)) for role, path in inputs.items()],
+        "inputs": [_input(folder, role, one, made) for role, one in inputs.items()],
         "configuration": {"content": content, "digest": {"sha256": sha256(canonical(content))}},
         "code": {"name": "qinjing", "version": _version(), "digest": {"sha256": _code_digest()}},
         "runtime": _runtime(),
@@ -80,8 +88,7 @@ def append(
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [
-            {"name": name, "digest": {"sha256": value}}
-            for name, value in sorted(_outputs(folder, outputs).items())
+            {"name": name, "digest": {"sha256": value}} for name, value in sorted(named.items())
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate,
@@ -95,62 +102,26 @@ def append(
                 predicate["cut"] = {"bytes": len(torn), "digest": {"sha256": sha256(torn)}}
             predicate |= {"index": count, "previous": previous}
             line = seal(signer, STATEMENT_PAYLOAD, statement)
+            if count == 0:
+                write_head(folder, signer, 0, None)
             _write(record, line + b"\n")
-            head = {"count": count + 1, "last": sha256(line), "public_key": predicate["public_key"]}
-            replace(folder / HEAD, seal(signer, HEAD_PAYLOAD, head) + b"\n")
+            write_head(folder, signer, count + 1, sha256(line))
     except OSError as error:
         raise EvidenceError("record", "a file that can be written", error, where=folder) from None
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 in hex of a file, or of a folder's sorted manifest of relative path and SHA-256.
-
-    Hidden files and evidence records do not count in a folder: looking at a folder, and
-    recording what was done in it, leave its digest alone.
-
-    Raises:
-        EvidenceError: there is no such file or folder, or it cannot be read.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            return _manifest_digest(path, files_below(path))
-        if not path.is_file():
-            raise EvidenceError("file", "there", "nothing that can be read", where=path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise EvidenceError("file", "readable", error.strerror, where=path) from None
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Every file below, sorted by relative path, without hidden ones and evidence records.
-
-    Links to folders are followed, since data sets are often gathered by links; a folder is
-    entered once, so that a circle ends.
-    """
-    found: list[Path] = []
-    entered = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        below = {
-            name: os.path.realpath(os.path.join(place, name))  # noqa: PTH118
-            for name in sorted(folders)
-            if not name.startswith(".")
-        }
-        folders[:] = [name for name, real in below.items() if real not in entered]
-        entered.update(below.values())
-        kept = (n for n in names if not n.startswith(".") and n not in (RECORD, HEAD))
-        found += [path for path in (Path(place, name) for name in kept) if path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _manifest_digest(root: Path, files: Iterable[Path]) -> str:
-    lines = [f"{digest(path)}  {path.relative_to(root).as_posix()}\n" for path in files]
-    return sha256("".join(lines).encode("utf-8", "surrogateescape"))
-
-
-def _input(folder: Path, role: str, path: Path) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": role, "digest": {"sha256": digest(path)}}
+def _input(folder: Path, role: str, read: Digested, made: Collection[Path]) -> dict[str, Any]:
+    path = read.path
+    before = left_of(read.files, path, made)
+    now = left_of(manifest(path, read.without), path, made)
+    if before != now:
+        differ = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+        raise EvidenceError(
+            f"input {role}", "unchanged during the work",
+            f"another {differ[0]}" if differ[0] else "other bytes", where=path,
+            advice="the outputs are kept but not signed; do the work again",
+        )  # fmt: skip
+    described: dict[str, Any] = {"name": role, "digest": {"sha256": digest_of(before)}}
     described["kind"] = "folder" if path.is_dir() else "file"
     beside = PurePath(os.path.relpath(path.resolve(), folder.resolve()))
     if beside.parts[:2] != ("..", "..") and beside.parts != ("..",):
@@ -178,21 +149,16 @@ def _end_of(folder: Path, record: int) -> tuple[int, str | None, bytes]:
         EvidenceError: the record holds less than its head says: appending would hide the loss.
     """
     *lines, torn = os.pread(record, os.fstat(record).st_size, 0).split(b"\n")
-    head_path = folder / HEAD
-    count, altered = 0, False
-    if head_path.exists():
+    # Only an append that was killed before it wrote anything leaves an empty record alone.
+    if lines or torn or (folder / HEAD).exists():
         try:
-            head, _ = unseal(head_path.read_bytes().removesuffix(b"\n"), HEAD_PAYLOAD)
-            count = head["count"]
-            altered = not 0 < count <= len(lines) or sha256(lines[count - 1]) != head["last"]
-        except (ValueError, KeyError, TypeError):
-            altered = True
-    # A kill between line and head leaves the head one line behind, never more.
-    if altered or len(lines) - count > 1:
-        raise EvidenceError(
-            "evidence record", f"as its {HEAD} says", "another", where=folder,
-            advice="run `qinjing verify` on the folder and move the two files aside to begin anew",
-        )  # fmt: skip
+            check_head(folder, lines)
+        except ValueError as error:
+            raise EvidenceError(
+                "evidence record", f"as its {HEAD} says", f"a head that {error}", where=folder,
+                advice="run `qinjing verify` on the folder, then move the two files aside to begin "
+                "anew",
+            ) from None  # fmt: skip
     return len(lines), sha256(lines[-1]) if lines else None, torn
 
 
@@ -228,7 +194,8 @@ def _version() -> str:
 def _code_digest() -> str:
     """Digest of the package's own source files, as they run."""
     root = Path(__file__).parents[1]
-    return _manifest_digest(root, sorted(root.rglob("*.py")))
+    sources = sorted(root.rglob("*.py"))
+    return digest_of({path.relative_to(root).as_posix(): digest(path) for path in sources})
 
 
 def _runtime() -> dict[str, str]:

@@ -9,22 +9,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qinjing.errors import EvidenceError
+from qinjing.evidence.digests import HEAD, RECORD, digest_of, files_below, left_of, manifest
 from qinjing.evidence.envelope import (
-    HEAD_PAYLOAD,
     STATEMENT_PAYLOAD,
     canonical,
     key_id_of,
     sha256,
     unseal,
 )
-from qinjing.evidence.record import (
-    HEAD,
-    PREDICATE_TYPE,
-    RECORD,
-    STATEMENT_TYPE,
-    digest,
-    files_below,
-)
+from qinjing.evidence.head import check_head
+from qinjing.evidence.record import PREDICATE_TYPE, STATEMENT_TYPE
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,8 @@ class VerifyResult:
         statements: every statement that bears its signature, records in path order.
         faults: what does not hold; empty means verified.
         unchecked: inputs that are out of reach, which is no fault.
-        unclaimed: files that no statement names, a warning.
-        notes: harmless states worth a word, such as a record without its head after a kill.
+        unclaimed: files that no statement names: a warning, or faults too where `strict`.
+        notes: harmless states worth a word, such as a head one line behind after a kill.
     """
 
     statements: tuple[Statement, ...]
@@ -97,6 +91,7 @@ def verify(
     *,
     trusted_key: str | Path | None = None,
     sources: Sequence[str | Path] = (),
+    strict: bool = False,
 ) -> VerifyResult:
     """Check every record at or below `folder`: signatures, chain, head, outputs and inputs.
 
@@ -109,6 +104,8 @@ def verify(
             record made anew with another key passes, and `key_ids` says which keys signed.
         sources: files or folders that were inputs, kept elsewhere: each must be an input that
             some statement names, unchanged.
+        strict: a file anywhere in the folder that no statement names is a fault. This is what
+            finds a record that was removed whole from a folder within.
 
     Raises:
         EvidenceError: there is no such folder, no record in it, or no such key.
@@ -126,15 +123,17 @@ def verify(
     walk.inputs([Path(source) for source in sources])
     claimed = {path for path in walk.latest if path.is_relative_to(folder)}
     unclaimed = [
-        path.relative_to(folder).as_posix()
+        path
         for path in files_below(folder)
-        if path not in claimed and any(path.is_relative_to(place) for place in places)
+        if path not in claimed and (strict or any(path.is_relative_to(p) for p in places))
     ]
+    for path in unclaimed if strict else ():
+        walk.fault(path, "is named by no statement")
     return VerifyResult(
         tuple(statement for _, statement in walk.statements),
         tuple(walk.faults),
         tuple(walk.unchecked),
-        tuple(unclaimed),
+        tuple(path.relative_to(folder).as_posix() for path in unclaimed),
         tuple(walk.notes),
     )
 
@@ -174,20 +173,19 @@ class _Walk:
         if tail:
             self.fault(path, f"ends in {len(tail)} bytes that are no whole line", len(lines) + 1)
         previous: str | None = None
-        signers: list[str | None] = []
         for index, line in enumerate(lines):
-            signers.append(self.line(place, index, line, previous))
+            self.line(place, index, line, previous)
             previous = sha256(line)
-        self.head(place, lines, signers)
+        self.head(place, lines)
 
-    def line(self, place: Path, index: int, line: bytes, previous: str | None) -> str | None:
-        """Check one line; return its key id if it bears its signature."""
+    def line(self, place: Path, index: int, line: bytes, previous: str | None) -> None:
+        """Check one line."""
         path = place / RECORD
         try:
             content, key_id = unseal(line, STATEMENT_PAYLOAD)
         except ValueError as error:
             self.fault(path, str(error), index + 1)
-            return None
+            return
         try:
             statement = _statement(self.name(path), index + 1, content, key_id)
             predicate = content["predicate"]
@@ -196,43 +194,27 @@ class _Walk:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             message = f"is signed but is no statement of ours ({type(error).__name__})"
             self.fault(path, message, index + 1)
-            return key_id
+            return
         if self.trusted not in (None, key_id):
             self.fault(path, f"is signed by another key ({key_id[:16]})", index + 1)
         self.statements.append((place, statement))
         for output, expected in statement.outputs.items():
             self.latest[place / output] = statement, expected
-        return key_id
 
-    def head(self, place: Path, lines: list[bytes], signers: list[str | None]) -> None:
+    def head(self, place: Path, lines: list[bytes]) -> None:
         """Check the signed count and last digest against the lines that are there."""
         path = place / HEAD
-        if not path.exists():
-            if len(lines) == 1:
-                self.notes.append(f"{self.name(path)} is missing after the only line: killed then")
-            else:
-                self.fault(path, f"is missing beside {len(lines)} lines")
-            return
         try:
-            content = path.read_bytes()
-            if not content.endswith(b"\n"):
-                raise ValueError("is not written as it was signed")
-            head, key_id = unseal(content[:-1], HEAD_PAYLOAD)
-            count, last = int(head["count"]), head["last"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            count, key_id = check_head(place, lines)
+        except ValueError as error:
             self.fault(path, str(error))
             return
-        if not 0 < count <= len(lines):
-            missing = f"counts {count} lines, {len(lines)} are there: lines were taken away"
-            self.fault(path, missing)
-        elif sha256(lines[count - 1]) != last:
-            self.fault(path, f"names another line {count} than {RECORD} holds")
-        elif signers[count - 1] not in (None, key_id):
-            self.fault(path, f"is signed by another key than line {count}")
-        elif len(lines) - count > 1:
-            self.fault(path, f"counts {count} lines, {len(lines)} are there")
-        elif len(lines) > count:
+        if self.trusted not in (None, key_id):
+            self.fault(path, f"is signed by another key ({key_id[:16]})")
+        if len(lines) > count:
             self.notes.append(f"{self.name(path)} is one line behind: killed while appending")
+        if not lines:
+            self.notes.append(f"{self.name(path)} counts no line yet: killed while appending")
 
     def outputs(self) -> None:
         """Check each file against the latest statement that names it."""
@@ -240,17 +222,23 @@ class _Walk:
             said = f"{statement.record} line {statement.line} ({statement.command})"
             if not path.is_file():
                 self.fault(path, f"is missing; {said} names it")
-            elif _digest(path) != expected:
+            elif _files(path) != {"": expected}:
                 self.fault(path, f"is not as {said} says")
 
     def inputs(self, sources: list[Path]) -> None:
         """Check inputs whose place was recorded, and those that `sources` hold."""
-        offered = {source: _digest(source) for source in sources}
+        offered = {source: _files(source) for source in sources}
         used: set[Path] = set()
         newest: dict[tuple[Path, str], tuple[Statement, Mapping[str, str]]] = {}
         for place, statement in self.statements:
+            made = _made(place, statement)
             for entry in statement.inputs:
-                matching = [source for source, has in offered.items() if has == entry["sha256"]]
+                matching = [
+                    source
+                    for source, files in offered.items()
+                    if entry["sha256"]
+                    in (digest_of(files), digest_of(left_of(files, source, made)))
+                ]
                 used.update(matching)
                 if not matching:
                     newest[place, entry.get("path", entry["name"])] = statement, entry
@@ -261,18 +249,23 @@ class _Walk:
                 self.unchecked.append(f"{entry['name']}, an input of {said}")
             elif path in self.latest and self.latest[path][1] == entry["sha256"]:
                 continue  # checked as an output already
-            elif _digest(path) != entry["sha256"]:
+            elif digest_of(left_of(_files(path), path, _made(place, statement))) != entry["sha256"]:
                 self.fault(path, f"is not the {entry['name']} that {said} read")
         for source in sources:
             if source not in used:
                 self.fault(source, "is not an input that any statement names")
 
 
-def _digest(path: Path) -> str | None:
+def _files(path: Path) -> dict[str, str]:
     try:
-        return digest(path)
+        return manifest(path)
     except EvidenceError:
-        return None
+        return {"": ""}  # a file whose digest is none's
+
+
+def _made(place: Path, statement: Statement) -> set[Path]:
+    root = place.resolve()
+    return {root / name for name in statement.outputs}
 
 
 def _statement(record: str, line: int, content: dict[str, Any], key_id: str) -> Statement:

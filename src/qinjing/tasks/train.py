@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -34,6 +34,9 @@ from qinjing.tasks.planning import (
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.probe import prediction_memory_gib
 from qinjing.tasks.segment import SegmentTask
+
+if TYPE_CHECKING:
+    from qinjing.evidence import Digested
 
 _PROBING_S = 30.0  # what timing the ways of running takes itself
 
@@ -87,13 +90,14 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
 def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
     _check(config)
+    read = _digest(config) if parallel.is_first() else {}
     opened, cases, refused = sound_cases(config.dataset, tell)
     splits = _splits(config, opened, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
     if not all(0 <= fold < len(splits) for fold in folds):
         raise ConfigError("fold", f"from 0 to {len(splits) - 1}, or all", config.fold)
     if parallel.is_first():
-        _claim(config, splits)
+        _claim(config, splits, read["dataset"].sha256)
     plan = _plan(config, opened, cases, splits, len(folds), start)
     tell("plan", {"plan": plan})
     torch.set_num_threads(plan.threads)
@@ -109,7 +113,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     dice = None
     if parallel.is_first():
         memory = prediction_memory_gib(plan, config.output / f"fold_{folds[0]}", cases)
-        dice = _finish(config, opened, seconds, memory)
+        dice = _finish(config, opened, read, seconds, memory)
     return {
         "output": str(config.output),
         "folds": results,
@@ -229,10 +233,26 @@ def _wanted(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _claim(config: TrainConfig, splits: Sequence[Split]) -> None:
+def _digest(config: TrainConfig) -> dict[str, Digested]:
+    """Digest the data set before anything is read of it; a resumed run must find it unchanged."""
+    from qinjing import evidence
+
+    read = evidence.digested({"dataset": config.dataset}, without=config.output)
+    path = config.output / "run.json"
+    before = read_json(path) if config.resume and path.exists() else {}
+    if before.get("dataset_sha256", read["dataset"].sha256) != read["dataset"].sha256:
+        raise ConfigError(
+            "data set", "as it was when the run started", "other bytes", where=config.dataset,
+            advice="put back what changed, or choose another output folder to train anew",
+        )  # fmt: skip
+    return read
+
+
+def _claim(config: TrainConfig, splits: Sequence[Split], dataset_sha256: str) -> None:
     """Write down what this run is, if it is not a resumed one."""
     if not (config.resume and (config.output / "run.json").exists()):
-        write_json(config.output / "run.json", {**_wanted(config), "fold": config.fold})
+        run = {**_wanted(config), "dataset_sha256": dataset_sha256, "fold": config.fold}
+        write_json(config.output / "run.json", run)
     write_splits(config.output / "splits_final.json", splits)
 
 
@@ -338,6 +358,7 @@ def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
 def _finish(
     config: TrainConfig,
     dataset: Dataset,
+    read: Mapping[str, Digested],
     seconds: float,
     predicting_memory_gib: float | None,
 ) -> float | None:
@@ -367,7 +388,7 @@ def _finish(
     evidence.append(
         config.output,
         "train",
-        {"dataset": config.dataset},
+        read,
         made,
         asdict(config),
         basis=dataset.licence or None,
