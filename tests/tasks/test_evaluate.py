@@ -182,6 +182,26 @@ def test_a_volume_stored_backwards_is_the_same_volume(folders):
     assert evaluate(predictions, labels)["cases"][0]["labels"] == expected
 
 
+def test_distances_are_right_under_shear(tmp_path):
+    """Slices 5 mm apart, each 4 mm further along H: two slices up is 10 mm up and 8 mm aside."""
+    affine = np.array([[0, 0, 1.0, 0], [4.0, 1.0, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
+    reference, prediction = np.zeros((2, 6, 30, 6), np.uint8)
+    reference[1, 12, 3] = prediction[3, 12, 3] = 1
+    write(tmp_path / "r" / "a.nii.gz", reference, affine)
+    write(tmp_path / "p" / "a.nii.gz", prediction, affine)
+    prediction = np.zeros_like(reference)
+    prediction[2, 8, 3] = 1  # one slice up and four voxels back: straight above
+    write(tmp_path / "r" / "b.nii.gz", reference, affine)
+    write(tmp_path / "p" / "b.nii.gz", prediction, affine)
+    first, second = evaluate(tmp_path / "p", tmp_path / "r")["cases"]
+    assert first["labels"]["1"]["hd95_mm"] == pytest.approx(np.hypot(10, 8))
+    assert second["labels"]["1"]["hd95_mm"] == pytest.approx(5)
+    assert second["labels"]["1"]["assd_mm"] == pytest.approx(5)
+    assert second["labels"]["1"]["volume_ml"] == pytest.approx(0.005)
+    near = evaluate(tmp_path / "p", tmp_path / "r", tolerance_mm=5)["cases"]
+    assert [case["labels"]["1"]["nsd"] for case in near] == [0, 1]
+
+
 def dataset(root, predictions, ids):
     """An MSD data set with two scans for each patient name in the ids."""
     for number, name in enumerate(ids):

@@ -26,6 +26,7 @@ from qinjing.errors import (
     LabelError,
     LayoutError,
 )
+from qinjing.metrics.grid import axis_cosines
 from qinjing.metrics.overlap import LARGEST_LABEL
 from qinjing.metrics.segmentation import CONVENTIONS, measure, summarise
 from qinjing.volume import Volume
@@ -263,6 +264,7 @@ def _measure_case(
         reference.voxel_volume_ml,
         tolerance_mm,
         confidence,
+        axis_cosines(reference.affine),
     )
     files = {"prediction": str(prediction_file), "reference": str(reference_file)}
     grid = {"shape": list(reference.shape), "spacing_mm": list(reference.spacing_mm)}
