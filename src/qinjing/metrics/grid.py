@@ -1,4 +1,8 @@
-"""Lengths on a grid whose voxel axes need not stand at right angles, as under a gantry's tilt."""
+"""Lengths on a grid whose voxel axes need not stand at right angles, as under a gantry's tilt.
+
+Source: NIfTI-1, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (sform: any affine, so
+that the axes of an image can lie at any angle).
+"""
 
 from __future__ import annotations
 
