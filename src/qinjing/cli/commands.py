@@ -49,6 +49,7 @@ class Evaluate(Command):
     def run(self) -> dict[str, Any]:
         """Measure; the content of metrics.json."""
         from qinjing.tasks.evaluate import evaluate_files
+        from qinjing.tasks.nnunet_summary import summary_path
 
         with progress("measuring") as show_progress:
             metrics = evaluate_files(
@@ -65,8 +66,7 @@ class Evaluate(Command):
             inputs["predictions"] = self.predictions
         else:
             inputs |= files_of("predictions", self.predictions, *read)
-        stem = self.output.stem
-        summary = "summary.json" if stem == "metrics" else f"{stem}_summary.json"
+        summary = summary_path(self.output).name
         record(self, "evaluate", inputs, [self.output, self.output.with_name(summary)])
         return metrics
 
