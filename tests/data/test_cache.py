@@ -11,7 +11,7 @@ import torch
 
 from qinjing.data import cache
 from qinjing.data.case import Case
-from qinjing.data.fingerprint import fingerprint_dataset
+from qinjing.data.fingerprint import fingerprint_dataset, measure_case
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import write_nifti
 from qinjing.data.patches import batch_of_patches, cut, draw_cases, draw_corner
@@ -75,6 +75,18 @@ def test_the_fingerprint_is_what_numpy_measures(case: Case, tmp_path: Path) -> N
     assert seen.intensities[0].percentile_99_5 == pytest.approx(
         np.percentile(inside, 99.5), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 20_000, 20_001, 39_999])
+def test_no_more_than_twenty_thousand_grey_values_stand_for_a_case(labelled: int) -> None:
+    voxels = np.zeros(40_000, np.uint8)
+    voxels[:labelled] = 1
+    label = Volume(voxels.reshape(20, 40, 50), np.eye(4))
+    grey = Volume(np.arange(40_000, dtype=np.float32).reshape(20, 40, 50), np.eye(4))
+    _, sample = measure_case("a", grey, label)
+    taken = labelled or 40_000
+    assert min(taken, 10_000) <= sample.shape[1] <= 20_000
+    assert sample.min() == 0 and sample.max() < taken and sample.max() >= taken - 2
 
 
 def test_label_on_another_grid_is_refused(case: Case, tmp_path: Path) -> None:

@@ -73,6 +73,19 @@ def test_region_equals_a_box_dilation_at_the_border():
         np.testing.assert_array_equal(region, expected)
 
 
+def test_region_holds_the_ball_of_five_millimetres_on_a_sheared_grid():
+    """The slices of a tilted gantry: each lies 1 mm further along H than the one below."""
+    voxels = np.zeros((21, 31, 21), np.uint8)
+    voxels[10, 15, 10] = 1
+    axes = np.array([[0, 0, 1.0], [1.0, 1.0, 0], [1.0, 0, 0]])  # columns: D, H, W in (x, y, z)
+    cosine = math.sqrt(0.5)
+    region = calibration_region(voxels, voxels, (math.sqrt(2), 1, 1), (cosine, 0.0, 0.0))
+    place = np.moveaxis(np.indices(voxels.shape), 0, -1) - (10, 15, 10)
+    near = np.linalg.norm(place @ axes.T, axis=-1) <= 5
+    assert near.sum() > 400 and region[near].all()
+    assert region.sum() == 11 * (2 * 7 + 1) * 11  # planes 1, √½ and 1 mm apart
+
+
 def test_refusals():
     with pytest.raises(InputError, match="from 0 to 1"):
         expected_calibration_error(np.array([1.2]), np.array([True]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qinjing.errors import GeometryError, InputError, LabelError
+from qinjing.metrics.grid import axis_cosines
 from qinjing.metrics.surface import assd_mm, hd95_mm, nsd, surface_distances
 
 
@@ -244,6 +245,49 @@ def test_deepminds_definition_differs_as_the_docstring_says():
         assert nsd(ours, tolerance) == pytest.approx(here, abs=0.01)
         dice = theirs.compute_surface_dice_at_tolerance(distances, tolerance)
         assert dice == pytest.approx(there, abs=0.01)
+
+
+def sheared(rng):
+    """An affine of no right angle, turned anywhere."""
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    shear = np.eye(3) + np.triu(rng.uniform(-1, 1, (3, 3)), 1)
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ shear @ np.diag(rng.uniform(0.4, 3, 3))
+    return affine
+
+
+def surface_mm(mask, affine):
+    """Its surface voxels' centres in the patient, by scipy's erosion and nibabel's affine."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    apply_affine = pytest.importorskip("nibabel.affines").apply_affine
+    return apply_affine(affine, np.argwhere(mask & ~ndimage.binary_erosion(mask)))
+
+
+def test_a_sheared_grid_is_measured_in_the_patients_millimetres():
+    cdist = pytest.importorskip("scipy.spatial.distance").cdist
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        affine = sheared(rng)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        shape = rng.integers(2, 14, 3)
+        first, second = random_mask(rng, shape), random_mask(rng, shape)
+        if not (first.any() and second.any()):
+            continue
+        far = cdist(surface_mm(first, affine), surface_mm(second, affine))
+        found = surface_distances(first, second, (1,), spacing, axis_cosines(affine))[1]
+        np.testing.assert_allclose(found.prediction_to_reference_mm, far.min(axis=1), atol=1e-9)
+        np.testing.assert_allclose(found.reference_to_prediction_mm, far.min(axis=0), atol=1e-9)
+
+
+def test_an_oblique_grid_has_right_angles_and_three_axes_need_three_directions():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        affine = np.eye(4)
+        affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] * rng.uniform(0.3, 5, 3)
+        assert axis_cosines(affine.astype(np.float32)) == (0, 0, 0)  # as NIfTI stores it
+    mask = np.ones((2, 2, 2), bool)
+    with pytest.raises(GeometryError, match="three directions"):
+        surface_distances(mask, mask, (1,), (1, 1, 1), (1.0, 0.0, 0.0))
 
 
 def test_refusals():

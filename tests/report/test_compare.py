@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qinjing.config import write_json
-from qinjing.errors import FormatError, InputError
+from qinjing.errors import ConfigError, FormatError, InputError
 from qinjing.report.compare import compare, compare_files
 
 
@@ -94,8 +94,11 @@ def test_rows_equal_scipy_and_statsmodels(tmp_path, scores):
     assert row(result, "hd95_mm", "1")["verdict"] == "no difference shown"
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     for test in ("t_p", "wilcoxon_p"):
-        corrected = multitest.multipletests([r[test] for r in result["rows"]], method="holm")[1]
-        np.testing.assert_allclose([r[f"{test}_holm"] for r in result["rows"]], corrected)
+        first_question = row(result, "dice", "foreground")
+        assert first_question[f"{test}_holm"] == first_question[test]  # alone in its family
+        rest = [r for r in result["rows"] if r is not first_question]
+        corrected = multitest.multipletests([r[test] for r in rest], method="holm")[1]
+        np.testing.assert_allclose([r[f"{test}_holm"] for r in rest], corrected)
 
 
 def test_lower_is_better_for_distances(tmp_path, scores):
@@ -151,6 +154,42 @@ def test_undefined_values_leave_their_pair_out(tmp_path, scores):
     both = np.nanmean(np.where(np.isfinite(first), second - first, np.nan), axis=1)
     found = row(result, "dice", "foreground")["difference"]["mean"]
     assert found == pytest.approx(both.mean())
+
+
+def test_a_missed_label_is_counted_beside_the_distance_that_it_is_not_in(tmp_path, scores):
+    """Without its worst label, a method's mean distance is better than it is."""
+    first, second = scores
+    hd = np.full((20, 2), 3.0)
+    missed = hd - 0.5
+    missed[:, 1] = np.nan
+    paths = write(tmp_path, base=table(first, hd), new=table(second, missed))
+    result = compare_files(paths, tmp_path / "out")
+    found = row(result, "hd95_mm", "foreground")
+    assert (found["n"], found["left_out"], found["partly"]) == (20, 0, 20)
+    assert row(result, "hd95_mm", "1")["partly"] == 0
+    assert row(result, "dice", "foreground")["partly"] == 0
+    assert "partly" in result["conventions"]
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "20 (20 partly)" in page
+    assert "<caption>HD95 (mm), lower is better. k partly: in k pairs" in page
+    assert "<caption>Dice, higher is better</caption>" in page
+    markdown = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "20 (20 partly)" in markdown and "k partly: in k pairs" in markdown
+
+
+@pytest.mark.parametrize(("empty", "partly"), [("both", 0), ("prediction", 3)])
+def test_a_label_that_both_miss_counts_and_one_that_is_not_there_does_not(
+    tmp_path, scores, empty, partly
+):
+    first, second = scores
+    hd = np.full((20, 2), 3.0)
+    hd[:3, 1] = np.nan
+    tables = [table(first, hd), table(second, hd)]
+    for content in tables:
+        for case in content["cases"][:3]:
+            case["labels"]["2"]["empty"] = empty
+    result = compare(write(tmp_path, base=tables[0], new=tables[1]))
+    assert row(result, "hd95_mm", "foreground")["partly"] == partly
 
 
 def test_files_are_written_whole_and_say_the_same(tmp_path, scores):
@@ -250,8 +289,8 @@ def test_refusals(tmp_path, scores):
     write_json(bad, {**table(second), "labels": {"9": "x"}})
     with pytest.raises(InputError, match="common label"):
         compare([base, bad])
-    with pytest.raises(InputError, match="output must be a folder"):
-        compare_files([base, new], bad)
+    with pytest.raises(ConfigError, match="output must be a folder"):
+        compare_files([base, tmp_path / "none.json"], bad)  # said before anything is compared
     with pytest.raises(FormatError):
         compare_files([base, tmp_path / "none.json"], tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()

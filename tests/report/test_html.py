@@ -13,10 +13,13 @@ import pytest
 
 from qinjing.config import read_json, write_json
 from qinjing.data.nifti import read_nifti, write_nifti
-from qinjing.errors import FormatError
+from qinjing.errors import ConfigError, FormatError
 from qinjing.evidence import append, digested
 from qinjing.physics.phantom import LABELS, write_dataset
+from qinjing.report.baselines import against
+from qinjing.report.compare import compare
 from qinjing.report.html import choose_cases, duration, write_report
+from qinjing.report.source import read_evaluated
 from qinjing.report.tables import case_rows
 from qinjing.tasks.evaluate import evaluate_files
 
@@ -260,6 +263,18 @@ def test_baselines_stand_beside_ours_and_the_sign_speaks_of_ours(run, phantoms, 
     _, _, page = report(run, tmp_path, baselines={"six <off>": far.parent})
     row = page.text[page.text.index("six <off> Dice all") :][:110]
     assert " 0.031 " in row and "6 better" in row
+    # Every p and verdict is the one of `qinjing compare`, seen from our side.
+    shown = against(read_json(same), run, {"six": far.parent}, {"six": read_evaluated(far)}, "us")
+    rows = {(r["metric"], r["label"], r["name"]): r for r in compare([run, far.parent])["rows"]}
+    turned = {"better": "worse", "worse": "better"}
+    for cell in shown["comparisons"] + shown["further_comparisons"]:
+        metric = {"Dice": "dice", "HD95 (mm)": "hd95_mm"}.get(cell["metric"])
+        name = "foreground" if cell["label"] == "all labels" else cell["label"]
+        for row in (r for k, r in rows.items() if (k[0], k[2]) == (metric, name)):
+            p = row["wilcoxon_p_holm"]
+            assert cell["wilcoxon"] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
+            assert cell["verdict"] == turned.get(row["verdict"], row["verdict"])
+    assert "over all rows of the comparison" in page.text
     # Tables without a common case are said to be so, and the page is written all the same.
     other = read_json(far)
     for case in other["cases"]:
@@ -267,6 +282,29 @@ def test_baselines_stand_beside_ours_and_the_sign_speaks_of_ours(run, phantoms, 
     write_json(far, other)
     _, _, page = report(run, tmp_path, baselines={"other cases": far})
     assert "Not compared: tables must be of a common case" in page.text
+
+
+def test_references_without_a_prediction_are_named(run, tmp_path):
+    path = run / "fold_0" / "metrics.json"
+    metrics = read_json(path)
+    names = [f"case_{n:02d}" for n in range(12)]
+    write_json(path, {**metrics, "unpredicted": names})
+    _, _, page = report(run, tmp_path)
+    section = page.text[page.text.index("Refused cases") :]
+    assert "12 references had no prediction" in section
+    assert "case_09, …" in section and "case_10" not in section
+    write_json(path, {**metrics, "refused": [], "unpredicted": names[:1]})
+    _, _, page = report(run, tmp_path)
+    assert "Refused cases" not in page.text
+    assert "1 reference had no prediction" in page.text
+    write_json(path, {**metrics, "unpredicted": []})
+    _, _, page = report(run, tmp_path)
+    assert "had no prediction" not in page.text
+
+
+def test_a_folder_as_output_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="output must be a file"):
+        write_report(run, tmp_path)
 
 
 def test_values_that_are_not_defined_are_dashes(run, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 
 from qinjing.config import write_json
 from qinjing.data.nifti import write_nifti
-from qinjing.errors import FormatError, InputError, LayoutError
+from qinjing.errors import ConfigError, FormatError, InputError, LayoutError
 from qinjing.metrics.surface import hd95_mm, nsd, surface_distances
-from qinjing.tasks.evaluate import evaluate, evaluate_files
+from qinjing.tasks.evaluate import evaluate, evaluate_files, pool_tables
 from qinjing.volume import Volume
 
 SPACING = (2.0, 1.0, 0.5)
@@ -102,6 +102,21 @@ def test_every_fault_is_named_and_the_rest_goes_on(folders):
     assert len(reasons) == 8
 
 
+def test_two_files_of_one_case_are_refused_by_name(folders):
+    predictions, labels = folders
+    write(predictions / "case_1.nii", truth(1))
+    write(labels / "case_3.nii", truth(3))
+    write(labels / "case_4.nii", truth(4))
+    (predictions / "case_4.nii.gz").unlink()
+    metrics = evaluate(predictions, labels)
+    assert [case["case_id"] for case in metrics["cases"]] == ["case_0", "case_2"]
+    first, second = metrics["refused"]
+    assert first["case_id"] == "case_1" and second["case_id"] == "case_3"
+    assert "prediction must be one file, got case_1.nii, case_1.nii.gz" in first["reason"]
+    assert "reference must be one file, got case_3.nii, case_3.nii.gz" in second["reason"]
+    assert metrics["unpredicted"] == ["case_4"]
+
+
 def test_empty_labels_are_null_and_counted(tmp_path):
     empty, full = np.zeros((4, 5, 6), np.uint8), np.zeros((4, 5, 6), np.uint8)
     full[1:3, 1:4, 1:4] = 1
@@ -182,6 +197,26 @@ def test_a_volume_stored_backwards_is_the_same_volume(folders):
     assert evaluate(predictions, labels)["cases"][0]["labels"] == expected
 
 
+def test_distances_are_right_under_shear(tmp_path):
+    """Slices 5 mm apart, each 4 mm further along H: two slices up is 10 mm up and 8 mm aside."""
+    affine = np.array([[0, 0, 1.0, 0], [4.0, 1.0, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
+    reference, prediction = np.zeros((2, 6, 30, 6), np.uint8)
+    reference[1, 12, 3] = prediction[3, 12, 3] = 1
+    write(tmp_path / "r" / "a.nii.gz", reference, affine)
+    write(tmp_path / "p" / "a.nii.gz", prediction, affine)
+    prediction = np.zeros_like(reference)
+    prediction[2, 8, 3] = 1  # one slice up and four voxels back: straight above
+    write(tmp_path / "r" / "b.nii.gz", reference, affine)
+    write(tmp_path / "p" / "b.nii.gz", prediction, affine)
+    first, second = evaluate(tmp_path / "p", tmp_path / "r")["cases"]
+    assert first["labels"]["1"]["hd95_mm"] == pytest.approx(np.hypot(10, 8))
+    assert second["labels"]["1"]["hd95_mm"] == pytest.approx(5)
+    assert second["labels"]["1"]["assd_mm"] == pytest.approx(5)
+    assert second["labels"]["1"]["volume_ml"] == pytest.approx(0.005)
+    near = evaluate(tmp_path / "p", tmp_path / "r", tolerance_mm=5)["cases"]
+    assert [case["labels"]["1"]["nsd"] for case in near] == [0, 1]
+
+
 def dataset(root, predictions, ids):
     """An MSD data set with two scans for each patient name in the ids."""
     for number, name in enumerate(ids):
@@ -256,6 +291,30 @@ def test_what_cannot_be_asked(folders, tmp_path):
     with pytest.raises(LayoutError):
         evaluate_files(tmp_path / "empty", labels, output)
     assert not output.exists()
+
+
+def test_a_folder_as_output_is_refused_before_anything_is_measured(folders, tmp_path):
+    place = tmp_path / "adir"
+    place.mkdir()
+    seen = []
+    with pytest.raises(ConfigError, match=r"output must be a file.*adir") as caught:
+        evaluate_files(*folders, place, progress=lambda *at: seen.append(at))
+    assert caught.value.where == str(place) and not seen
+    assert not (tmp_path / "adir_summary.json").exists() and not list(place.iterdir())
+
+
+def test_pooled_tables_are_one_table_of_all_cases(folders):
+    predictions, labels = folders
+    every = [f"case_{n}" for n in range(5)]
+    whole = evaluate(predictions, labels)
+    parts = [evaluate(predictions, labels, cases=every[:2]),
+             evaluate(predictions, labels, cases=[*every[2:], "none"])]  # fmt: skip
+    parts[0]["unpredicted"] = ["case_3", "case_9"]
+    pooled = pool_tables(parts)
+    for name in ("labels", "tolerance_mm", "conventions", "cases", "mean", "worst"):
+        assert pooled[name] == whole[name], name
+    assert [one["case_id"] for one in pooled["refused"]] == ["none"]
+    assert pooled["unpredicted"] == ["case_9"]
 
 
 def test_progress_ends_at_the_end(folders):

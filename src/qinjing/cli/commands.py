@@ -50,6 +50,7 @@ class Evaluate(Command):
         """Measure; the content of metrics.json."""
         from qinjing import evidence
         from qinjing.tasks.evaluate import evaluate_files
+        from qinjing.tasks.nnunet_summary import summary_path
 
         # Each label map by itself: metrics and reports often lie in the same folder.
         patterns = ("*.nii", "*.nii.gz", "confidence/*")
@@ -67,9 +68,7 @@ class Evaluate(Command):
                 tolerance_mm=self.tolerance_mm,
                 progress=show_progress,
             )
-        stem = self.output.stem
-        summary = "summary.json" if stem == "metrics" else f"{stem}_summary.json"
-        record(self, "evaluate", read, [self.output, self.output.with_name(summary)])
+        record(self, "evaluate", read, [self.output, summary_path(self.output)])
         return metrics
 
     def text(self, result: Mapping[str, Any]) -> str:

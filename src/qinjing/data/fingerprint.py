@@ -76,11 +76,6 @@ class Fingerprint:
         """Number of classes, background included."""
         return len(self.labels)
 
-    def median_spacing_mm(self) -> tuple[float, float, float]:
-        """Median spacing along D, H and W."""
-        d, h, w = np.median([case.spacing_mm for case in self.cases], axis=0).tolist()
-        return d, h, w
-
 
 def measure_case(case_id: str, image: Volume, label: Volume) -> tuple[CaseFingerprint, np.ndarray]:
     """Measure one case.
@@ -100,7 +95,7 @@ def measure_case(case_id: str, image: Volume, label: Volume) -> tuple[CaseFinger
     if where.size == 0:
         where = np.arange(label.voxels.size)
     # Evenly spread instead of drawn: a measurement needs no seed.
-    where = where[:: max(1, where.size // _SAMPLE)]
+    where = where[:: max(1, -(-where.size // _SAMPLE))]  # rounded up
     sample = np.stack([channel.reshape(-1)[where] for channel in voxels]).astype(np.float32)
     found = {int(v): int(c) for v, c in zip(values, counts, strict=True)}
     _, piece = largest_piece(label.voxels)

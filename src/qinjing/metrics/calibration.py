@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from qinjing.errors import GeometryError, InputError
+from qinjing.metrics.grid import RIGHT, plane_spacing_mm
 
 REGION_MM = 5.0
 
 
 def calibration_region(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    cosines: Sequence[float] = RIGHT,
 ) -> np.ndarray:
     """Return where calibration is measured: both foregrounds and a box of 5 mm around each voxel.
 
@@ -22,12 +26,14 @@ def calibration_region(
         prediction: (D, H, W) label map.
         reference: (D, H, W) label map.
         spacing_mm: along D, H and W; the 5 mm are rounded to whole voxels of each axis.
+        cosines: of the angles between the axes, see `grid.axis_cosines`; where they are not right,
+            the 5 mm are those across the planes of voxels, so that the box still holds the ball.
 
     Returns:
         (D, H, W) bool.
 
     Raises:
-        GeometryError: the shapes differ.
+        GeometryError: the shapes differ, or the axes lie in one plane.
 
     Source: Mehrtash et al. 2020, doi:10.1109/TMI.2020.3006437 (calibration near the foreground,
     there by bounding boxes).
@@ -35,8 +41,8 @@ def calibration_region(
     if prediction.shape != reference.shape:
         raise GeometryError("prediction", f"of shape {reference.shape}", prediction.shape)
     region = (prediction != 0) | (reference != 0)
-    for axis, spacing in enumerate(spacing_mm):
-        region = _spread(region, axis, round(REGION_MM / spacing))
+    for axis, width_mm in enumerate(plane_spacing_mm(spacing_mm, cosines).tolist()):
+        region = _spread(region, axis, round(REGION_MM / width_mm))
     return region
 
 

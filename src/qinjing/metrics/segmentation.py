@@ -10,6 +10,7 @@ import numpy as np
 
 from qinjing.metrics import METRICS
 from qinjing.metrics.calibration import calibration_region, expected_calibration_error
+from qinjing.metrics.grid import RIGHT
 from qinjing.metrics.overlap import Counts, count, dice, iou, sensitivity, specificity
 from qinjing.metrics.statistics import Interval, bootstrap_mean
 from qinjing.metrics.surface import SurfaceDistances, assd_mm, hd95_mm, nsd, surface_distances
@@ -21,7 +22,7 @@ CONVENTIONS = {
     "empty in one": "Dice, IoU and NSD are 0. HD95 and ASSD are infinite: null here, counted as "
     "`infinite` beside the mean, which is over the finite ones.",
     "surface": "Voxels with a 6-neighbour outside the label; distances between voxel centres in "
-    "mm; NSD counts voxels. As in MONAI with use_subvoxels=False.",
+    "mm, right under shear; NSD counts voxels. As in MONAI with use_subvoxels=False.",
     "hd95": "The larger of the two directed 95th percentiles, linear interpolation.",
     "specificity": "Over every voxel of the grid outside the label.",
     "volume error": "Prediction − reference, with its sign.",
@@ -42,6 +43,7 @@ def measure(
     voxel_volume_ml: float,
     tolerance_mm: float = 1.0,
     confidence: np.ndarray | None = None,
+    cosines: Sequence[float] = RIGHT,
 ) -> dict[str, Any]:
     """Measure one case: `{"labels": {"1": {"dice": …}}, "foreground": {"dice": …}, "ece": …}`.
 
@@ -53,19 +55,20 @@ def measure(
         voxel_volume_ml: of one voxel.
         tolerance_mm: of the normalised surface Dice.
         confidence: (D, H, W) probability of the predicted label, uint8 (255 is 1) or 0 to 1.
+        cosines: of the angles between the axes, see `grid.axis_cosines`.
 
     Returns:
         Plain JSON content; what is not defined or infinite is None.
 
     Raises:
-        GeometryError: shapes differ, or the spacing is not positive.
+        GeometryError: shapes differ, the spacing is not positive, or the axes lie in one plane.
         LabelError: a value is not an integer from 0 to 65535.
         InputError: the tolerance is negative, or a confidence lies outside 0 to 1.
 
     Source: Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z (which measures belong together).
     """
     counts = count(prediction, reference, labels)
-    distances = surface_distances(prediction, reference, labels, spacing_mm)
+    distances = surface_distances(prediction, reference, labels, spacing_mm, cosines)
     result: dict[str, Any] = {"labels": {}}
     for label in labels:
         row = _row(counts[label], distances[label], voxel_volume_ml, tolerance_mm)
@@ -75,7 +78,7 @@ def measure(
     result["foreground"] = {"dice": sum(known) / len(known) if known else None}
     result["ece"] = None
     if confidence is not None:
-        region = calibration_region(prediction, reference, spacing_mm)
+        region = calibration_region(prediction, reference, spacing_mm, cosines)
         ece = expected_calibration_error(confidence, prediction == reference, region)
         result["ece"] = _plain(ece)
     return result

@@ -4,7 +4,8 @@ Definition. The surface of a label is the set of its voxels that have a 6-neighb
 label or outside the image (the mask minus its 6-neighbour erosion); a distance runs between voxel
 centres, in millimetres. This is MONAI's definition (`compute_hausdorff_distance`, and
 `compute_surface_dice` with `use_subvoxels=False`), and the results equal MONAI's. An axis of
-length 1 has no neighbours, so that a single slice is measured as a 2-D image.
+length 1 has no neighbours, so that a single slice is measured as a 2-D image. Where the voxel axes
+do not stand at right angles, distances are still the patient's; MONAI knows a spacing only.
 
 DeepMind's `surface-distance` differs: its surface elements lie on the corners between voxels and
 are weighted by the area of a marching-cubes triangulation (MONAI's `use_subvoxels=True`). It is not
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinjing.errors import GeometryError, InputError, LabelError
+from qinjing.metrics.grid import RIGHT, voxel_axes_mm
 from qinjing.metrics.overlap import LARGEST_LABEL
 
 _OFFSETS = 2000  # beyond, a KD-tree query costs less than looking further
@@ -57,6 +59,7 @@ def surface_distances(
     reference: np.ndarray,
     labels: Sequence[int],
     spacing_mm: Sequence[float],
+    cosines: Sequence[float] = RIGHT,
 ) -> dict[int, SurfaceDistances]:
     """Measure the surface distances of every label, the costly work of this file done once.
 
@@ -65,29 +68,31 @@ def surface_distances(
         reference: (D, H, W) label map on the same grid.
         labels: the values to measure, without 0.
         spacing_mm: distance between neighbours along D, H and W.
+        cosines: of the angles between the axes, see `grid.axis_cosines`.
 
     Returns:
         The distances of every label, empty arrays where a label is missing.
 
     Raises:
-        GeometryError: the shapes differ or are not 3-D, or the spacing is not positive.
+        GeometryError: the shapes differ or are not 3-D, the spacing is not positive, or the axes
+            lie in one plane.
         LabelError: the values are not integers from 0 to 65535.
 
     Source: Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z (boundary-based metrics).
     """
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
-    _check(prediction, reference, spacing)
+    axes_mm = voxel_axes_mm(spacing_mm, cosines)
+    _check(prediction, reference)
     box = _foreground_box(prediction, reference)
     extent = np.array([part.stop - part.start for part in box])
-    steps, step_mm = _offsets(spacing, extent)
+    steps, step_mm = _offsets(axes_mm, extent)
     margin = np.maximum(np.abs(steps).max(axis=0, initial=0), 1)
     axes = [axis for axis in range(3) if reference.shape[axis] > 1] or [0, 1, 2]
     first = _surface_map(prediction[box], margin, axes)
     second = _surface_map(reference[box], margin, axes)
     flat_steps = steps @ (np.array(first.strides) // first.itemsize)
     first_points, second_points = np.flatnonzero(first != 0), np.flatnonzero(second != 0)
-    there = _nearest_mm(first, first_points, second, second_points, flat_steps, step_mm, spacing)
-    back = _nearest_mm(second, second_points, first, first_points, flat_steps, step_mm, spacing)
+    there = _nearest_mm(first, first_points, second, second_points, flat_steps, step_mm, axes_mm)
+    back = _nearest_mm(second, second_points, first, first_points, flat_steps, step_mm, axes_mm)
     forward = _by_label(first.reshape(-1)[first_points], there, labels)
     backward = _by_label(second.reshape(-1)[second_points], back, labels)
     return {label: SurfaceDistances(forward[label], backward[label]) for label in labels}
@@ -147,12 +152,10 @@ def assd_mm(distances: SurfaceDistances) -> float:
     return float((both[0].sum() + both[1].sum()) / size)
 
 
-def _check(prediction: np.ndarray, reference: np.ndarray, spacing: np.ndarray) -> None:
+def _check(prediction: np.ndarray, reference: np.ndarray) -> None:
     if prediction.shape != reference.shape or reference.ndim != 3:
         raise GeometryError("prediction and reference", "(D, H, W) of one shape",
                             f"{prediction.shape} and {reference.shape}")  # fmt: skip
-    if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise GeometryError("spacing_mm", "three positive numbers", spacing.tolist())
     for name, voxels in (("prediction", prediction), ("reference", reference)):
         if voxels.dtype.kind not in "uib":
             raise LabelError(f"{name} values", "integers", voxels.dtype)
@@ -177,16 +180,18 @@ def _foreground_box(prediction: np.ndarray, reference: np.ndarray) -> tuple[slic
     return box[0], box[1], box[2]
 
 
-def _offsets(spacing: np.ndarray, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _offsets(axes_mm: np.ndarray, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the offsets (K, 3) nearest to the origin, in order of distance, and it in mm (K,).
 
     The list is complete up to its last distance, for boxes of the given extent.
     """
-    radius = min((_OFFSETS * spacing.prod() * 3 / (4 * np.pi)) ** (1 / 3), 32 * spacing.min())
-    half = np.minimum(radius // spacing, np.maximum(extent - 1, 0)).astype(int)
+    reach = np.linalg.norm(np.linalg.inv(axes_mm), axis=1)  # voxels that a ball of 1 mm spans
+    volume = np.abs(np.linalg.det(axes_mm))
+    radius = min((_OFFSETS * volume * 3 / (4 * np.pi)) ** (1 / 3), 32 / reach.max())
+    half = np.minimum(radius * reach + _ROUNDING, np.maximum(extent - 1, 0)).astype(int)
     grid = np.meshgrid(*(np.arange(-n, n + 1) for n in half), indexing="ij")
     steps = np.stack([axis.reshape(-1) for axis in grid], axis=1)
-    distance = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
+    distance = np.sqrt(((steps @ axes_mm.T) ** 2).sum(axis=1))
     order = np.argsort(distance, kind="stable")
     order = order[distance[order] <= radius][:_OFFSETS]
     return steps[order], distance[order]
@@ -228,7 +233,7 @@ def _nearest_mm(
     target_points: np.ndarray,
     steps: np.ndarray,
     step_mm: np.ndarray,
-    spacing: np.ndarray,
+    axes_mm: np.ndarray,
 ) -> np.ndarray:
     """Return the distance from every surface point to the nearest target point of its label.
 
@@ -236,7 +241,7 @@ def _nearest_mm(
         source, target: surface maps of one shape.
         source_points, target_points: (N,), (M,) flat indices of their surface voxels.
         steps, step_mm: (K,) flat offsets in order of distance, and the distance.
-        spacing: (3,) mm.
+        axes_mm: (3, 3), a step of voxels → mm.
 
     Returns:
         (N,) float64 mm, infinite where the target has no surface of the label.
@@ -269,21 +274,21 @@ def _nearest_mm(
         start = stop
     for label in np.unique(wanted):
         mine, others = wanted == label, target_points[target_labels == label]
-        result[left[mine]] = _tree_mm(points[mine], others, source.shape, spacing)
+        result[left[mine]] = _tree_mm(points[mine], others, source.shape, axes_mm)
     return result
 
 
 def _tree_mm(
-    points: np.ndarray, others: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray
+    points: np.ndarray, others: np.ndarray, shape: tuple[int, ...], axes_mm: np.ndarray
 ) -> np.ndarray:
     """Return the distance of every point to the nearest of the others, both flat indices."""
     from scipy.spatial import cKDTree
 
     here = np.stack(np.unravel_index(points, shape), axis=1)
     there = np.stack(np.unravel_index(others, shape), axis=1)
-    tree = cKDTree(there * spacing, balanced_tree=False, compact_nodes=False)
-    _, nearest = tree.query(here * spacing)
-    return np.sqrt((((here - there[nearest]) * spacing) ** 2).sum(axis=1))
+    tree = cKDTree(there @ axes_mm.T, balanced_tree=False, compact_nodes=False)
+    _, nearest = tree.query(here @ axes_mm.T)
+    return np.sqrt((((here - there[nearest]) @ axes_mm.T) ** 2).sum(axis=1))
 
 
 def _by_label(

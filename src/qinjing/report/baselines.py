@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qinjing.errors import InputError
-from qinjing.metrics.statistics import holm
 from qinjing.report import tables
-from qinjing.report.compare import LEVEL, compare
+from qinjing.report.compare import LEVEL, compare, is_first
+from qinjing.report.compare_page import pairs
 from qinjing.report.source import Evaluated
 
 _CAPTION = (
@@ -17,6 +17,13 @@ _CAPTION = (
     "p-values are corrected by Holm's method over the baselines; a verdict is given where "
     f"Wilcoxon's is below {LEVEL}."
 )
+_FURTHER_CAPTION = (
+    "These p-values are corrected by Holm's method over all rows of the comparison but those "
+    "above, also the rows that only `qinjing compare` shows. Pairs in brackets: −k were left out "
+    "for an undefined or infinite value; in k partly, the mean over all labels lacks a label that "
+    "one method missed or could not be measured on."
+)
+_TURNED = {"better": "worse", "worse": "better"}
 
 
 def against(
@@ -36,7 +43,8 @@ def against(
         name: ours.
     """
     empty: dict[str, Any] = {"comparisons": [], "further_comparisons": [], "comparison_means": [],
-                             "comparison_caption": _CAPTION, "comparison_notes": []}  # fmt: skip
+                             "comparison_caption": _CAPTION, "comparison_notes": [],
+                             "further_caption": _FURTHER_CAPTION}  # fmt: skip
     if metrics is None or not baselines:
         return empty
     try:
@@ -50,27 +58,17 @@ def against(
     rows = [
         row for row in result["rows"] if row["label"] == "foreground" or row["metric"] == "dice"
     ]
-    # Dice over all labels is the question asked first; the rest would drown it in one family.
-    families = [r for r in rows if _is_first(r)], [r for r in rows if not _is_first(r)]
-    for family in families:
-        for test in ("t_p", "wilcoxon_p"):
-            for row, p in zip(family, holm([row[test] for row in family]), strict=True):
-                row[f"{test}_holm"] = p
     first, further = (
         [_row(row, of_run[row["run"]], metrics.get("tolerance_mm")) for row in family]
-        for family in families
+        for family in ([r for r in rows if is_first(r)], [r for r in rows if not is_first(r)])
     )
     return {
+        **empty,
         "comparisons": first,
         "further_comparisons": further,
         "comparison_means": _means(metrics, others, name),
-        "comparison_caption": _CAPTION,
         "comparison_notes": list(result["notes"]),
     }
-
-
-def _is_first(row: Mapping[str, Any]) -> bool:
-    return row["metric"] == "dice" and row["label"] == "foreground"
 
 
 def _means(
@@ -101,19 +99,9 @@ def _row(row: Mapping[str, Any], title: str, tolerance_mm: Any) -> dict[str, Any
         "wilcoxon": _p(row["wilcoxon_p_holm"]),
         "ttest": _p(row["t_p_holm"]),
         "effect": tables.text(_minus(row["cohens_dz"])),
-        "verdict": _verdict(row),
-        "n": row["n"],
+        "verdict": _TURNED.get(row["verdict"], row["verdict"]),
+        "n": pairs(row),
     }
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    """Say of ours what ranks and mean both show, and nothing more."""
-    if row["wilcoxon_p_holm"] is None:
-        return "too few to test"
-    ranks, mean = row["rank_biserial"] or 0.0, row["difference"]["mean"] or 0.0
-    if row["wilcoxon_p_holm"] >= LEVEL or ranks * mean <= 0:
-        return "no difference shown"
-    return "worse" if (mean > 0) == (row["better"] == "higher") else "better"
 
 
 def _minus(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qinjing.config import read_json, write_json
-from qinjing.errors import FormatError, InputError
+from qinjing.errors import ConfigError, FormatError, InputError
 from qinjing.metrics import METRICS
 from qinjing.metrics.statistics import (
     FEWEST_PAIRS,
@@ -29,19 +29,24 @@ COMPARED = (
 )  # fmt: skip
 _LABEL_ONLY = ("volume_error_ml",)
 _FOREGROUND_ONLY = ("ece",)
+_DISTANCES = ("hd95_mm", "assd_mm")  # infinite, hence null, where a label is in one map only
 LEVEL = 0.05
 CONVENTIONS = {
     "pairs": "Only cases that both tables hold; the first table is the baseline.",
     "left out": "A pair with an undefined or infinite value on either side is left out of that row "
     "and counted. A method that misses a label altogether has no HD95 there: read its Dice.",
     "foreground": "For each case the mean over the labels that both tables could measure.",
+    "partly": "Pairs whose foreground mean lacks a label that a table could not measure, such as "
+    "the distance of a label that it missed: what was missed is not in the figure.",
     "volume error": "Its absolute value, so that lower is better.",
     "difference": "Method − baseline, with the 95 % BCa bootstrap interval of the mean, whole "
     "patients drawn.",
     "tests": "Two-sided paired t-test and Wilcoxon signed-rank test on one mean difference for "
     f"each patient; none with fewer than {FEWEST_PAIRS} patients.",
-    "holm": "Holm's correction over every row of this comparison, for each of the two tests.",
-    "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL}.",
+    "holm": "Holm's correction, for each of the two tests, in two families: the foreground's Dice "
+    "of every method, the first question; and all other rows of this comparison.",
+    "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL} and "
+    "mean and ranks point the same way.",
     "effect size": "Cohen's dz; rank-biserial correlation.",
 }
 
@@ -97,11 +102,7 @@ def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
             unpaired += [
                 {"case_id": c, "only_in": one.name, "not_in": another.name} for c in missing
             ]
-    for test in ("t_p", "wilcoxon_p"):
-        for row, p in zip(rows, holm([row[test] for row in rows]), strict=True):
-            row[f"{test}_holm"] = p
-    for row in rows:
-        row["verdict"] = _verdict(row)
+    _correct(rows)
     return {
         "baseline": baseline.name,
         "runs": [{"name": r.name, "file": str(r.path), "cases": len(r.cases),
@@ -119,12 +120,13 @@ def compare_files(metrics: Sequence[str | Path], output: str | Path) -> dict[str
     """Compare and write comparison.json, .csv, .md, .html and .png into a folder.
 
     Raises:
+        ConfigError: `output` is a file; nothing is compared then.
         InputError: as `compare`; nothing is written then.
     """
-    result = compare(metrics)
     output = Path(output)
     if output.exists() and not output.is_dir():
-        raise InputError("output", "a folder", "a file", where=output)
+        raise ConfigError("output", "a folder", "a file", where=output)
+    result = compare(metrics)
     points = differences(metrics)
     write_pages(result, points, output)
     write_json(output / "comparison.json", result)
@@ -152,6 +154,24 @@ def differences(metrics: Sequence[str | Path]) -> dict[str, dict[str, dict[str, 
     return found
 
 
+def is_first(row: Mapping[str, Any]) -> bool:
+    """Whether a row belongs to the first family: Dice over all labels, the question asked first.
+
+    The rest is a family of its own, since its many rows would drown that question.
+    """
+    return row["metric"] == "dice" and row["label"] == "foreground"
+
+
+def _correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to every row its p-values after Holm's correction in its family, and the verdict."""
+    for family in ([r for r in rows if is_first(r)], [r for r in rows if not is_first(r)]):
+        for test in ("t_p", "wilcoxon_p"):
+            for row, p in zip(family, holm([row[test] for row in family]), strict=True):
+                row[f"{test}_holm"] = p
+    for row in rows:
+        row["verdict"] = _verdict(row)
+
+
 def _compare_pair(
     baseline: Run, other: Run, common: list[str], labels: Mapping[str, str], seed: int
 ) -> list[dict[str, Any]]:
@@ -161,6 +181,7 @@ def _compare_pair(
     for metric in COMPARED:
         if metric == "nsd" and not _same_tolerance(baseline, other):
             continue
+        partly = _partly(baseline, other, common, list(labels), metric)
         for label, first, second in _columns(baseline, other, common, list(labels), metric):
             both = np.isfinite(first) & np.isfinite(second)
             if not both.any():
@@ -172,6 +193,7 @@ def _compare_pair(
                 "name": labels.get(label, "foreground"), "unit": METRICS[metric].unit,
                 "better": "higher" if METRICS[metric].better == "higher" else "lower",
                 "n": test.n, "left_out": len(common) - test.n,
+                "partly": partly if label == "foreground" else 0,
                 "baseline_mean": _entry(bootstrap_mean(first[both], kept, seed=seed)),
                 "run_mean": _entry(bootstrap_mean(second[both], kept, seed=seed)),
                 **_test_entry(test),
@@ -188,10 +210,7 @@ def _columns(
             np.array([_value(run, c, None, metric) for c in common]) for run in (baseline, other)
         ]
         return [("foreground", pair[0], pair[1])]
-    first, second = (
-        np.array([[_value(run, case_id, label, metric) for label in labels] for case_id in common])
-        for run in (baseline, other)
-    )
+    first, second = (_table(run, common, labels, metric) for run in (baseline, other))
     columns = [(label, first[:, k], second[:, k]) for k, label in enumerate(labels)]
     if metric in _LABEL_ONLY:
         return columns
@@ -203,6 +222,27 @@ def _columns(
         for table in (first, second)
     ]  # fmt: skip
     return [("foreground", means[0], means[1]), *columns]
+
+
+def _table(run: Run, common: list[str], labels: list[str], metric: str) -> np.ndarray:
+    return np.array([[_value(run, c, label, metric) for label in labels] for c in common])
+
+
+def _partly(baseline: Run, other: Run, common: list[str], labels: list[str], metric: str) -> int:
+    """Count the cases whose foreground mean lacks a label though there was something to measure.
+
+    That is a label which one table could measure, or, for a distance, one that is in one map only.
+    """
+    if metric in (*_FOREGROUND_ONLY, *_LABEL_ONLY):
+        return 0
+    first, second = (np.isfinite(_table(run, common, labels, metric)) for run in (baseline, other))
+    due = first | second
+    if metric in _DISTANCES:
+        due |= np.array([[any(run.cases[c]["labels"].get(label, {}).get("empty")
+                              in ("prediction", "reference") for run in (baseline, other))
+                          for label in labels] for c in common])  # fmt: skip
+    lacking = (due & ~(first & second)).any(axis=1)
+    return int((lacking & (first & second).any(axis=1)).sum())
 
 
 def _value(run: Run, case_id: str, label: str | None, metric: str) -> float:

@@ -54,9 +54,8 @@ def write_pages(result: Mapping[str, Any], differences: Differences, folder: Pat
 def cells(row: Mapping[str, Any]) -> list[str]:
     """Return what a row says in each of `COLUMNS`."""
     digits = 2 if row["unit"] else 4
-    left_out = f" (−{row['left_out']})" if row["left_out"] else ""
     return [
-        f"{row['n']}{left_out}",
+        pairs(row),
         _interval(row["baseline_mean"], digits),
         _interval(row["run_mean"], digits),
         _interval(row["difference"], digits, signed=True),
@@ -66,6 +65,13 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         _number(row["rank_biserial"], 2, signed=True),
         row["verdict"],
     ]
+
+
+def pairs(row: Mapping[str, Any]) -> str:
+    """Say how many pairs a row has, and of how many something is not in it: "16 (−4, 3 partly)"."""
+    lacking = [f"−{row['left_out']}"] * bool(row["left_out"])
+    lacking += [f"{row['partly']} partly"] * bool(row["partly"])
+    return f"{row['n']} ({', '.join(lacking)})" if lacking else str(row["n"])
 
 
 def title(metric: str) -> str:
@@ -103,9 +109,21 @@ def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in result["rows"]:
         groups.setdefault((row["run"], row["metric"]), []).append(row)
     return [
-        {"run": run, "metric": title(metric), "rows": [(row, cells(row)) for row in rows]}
+        {"run": run, "metric": title(metric), "note": _note(rows),
+         "rows": [(row, cells(row)) for row in rows]}
         for (run, metric), rows in groups.items()
-    ]
+    ]  # fmt: skip
+
+
+def _note(rows: list[Mapping[str, Any]]) -> str:
+    """Say under which figures something is missing, "" where nothing is."""
+    said = []
+    if any(row["left_out"] for row in rows):
+        said.append("−k: k pairs with an undefined or infinite value are left out.")
+    if any(row["partly"] for row in rows):
+        said.append("k partly: in k pairs the foreground's mean lacks a label that one method "
+                    "missed or could not be measured on.")  # fmt: skip
+    return " ".join(said)
 
 
 def _markdown(result: Mapping[str, Any]) -> str:
@@ -116,7 +134,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         lines += ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
         for row, values in group["rows"]:
             lines.append("| " + " | ".join([_plain(row["name"]), *values]) + " |")
-        lines.append("")
+        lines += ["", group["note"], ""] if group["note"] else [""]
     lines += [f"- {text}" for text in result["conventions"].values()]
     lines += [f"- {_plain(text)}" for text in result["notes"]]
     for title_, found in _left_over(result):

@@ -15,13 +15,13 @@ import numpy as np
 import qinjing
 from qinjing.config import atomic_path
 from qinjing.data.readers import read_volume
-from qinjing.errors import EvidenceError, InputError
+from qinjing.errors import ConfigError, EvidenceError, InputError
 from qinjing.evidence import verify
-from qinjing.metrics.segmentation import summarise
 from qinjing.report import overlay, tables
 from qinjing.report.baselines import against
 from qinjing.report.curves import curves_figure
 from qinjing.report.source import Evaluated, Source, read_evaluated, read_source
+from qinjing.tasks.evaluate import pool_tables
 from qinjing.volume import Volume
 
 MAX_ROWS = 500
@@ -60,11 +60,16 @@ def write_report(
         {"report", "cases", "mean_dice", "low", "high", "pictures", "bytes", "notes"}.
 
     Raises:
+        ConfigError: `output` is a folder.
         FormatError: `source` or a baseline is not there or of another form.
     """
+    if Path(output).is_dir():
+        raise ConfigError("output", "a file to write, such as report.html", "a folder",
+                          where=output)  # fmt: skip
     found = read_source(Path(source), run, dataset)
     others = {title: read_evaluated(Path(path)) for title, path in (baselines or {}).items()}
-    metrics = pool(found.tables) if found.tables else None
+    contents = [table.metrics for table in found.tables.values()]
+    metrics = pool_tables(contents) if len(contents) > 1 else contents[0] if contents else None
     context: dict[str, Any] = {"title": found.title, "version": qinjing.__version__}
     context |= _results(metrics, found)
     context |= against(metrics, Path(source), dict(baselines or {}), others, name)
@@ -103,23 +108,6 @@ def render(context: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(context)
 
 
-def pool(found: Mapping[str, Evaluated]) -> Mapping[str, Any]:
-    """Return one table of all folds' cases, with means and intervals over all of them."""
-    contents = [table.metrics for table in found.values()]
-    if len(contents) == 1:
-        return contents[0]
-    cases = [case for content in contents for case in content["cases"]]
-    labels = {k: v for content in contents for k, v in content.get("labels", {}).items()}
-    patients = [case.get("patient_id", case["case_id"]) for case in cases]
-    return {
-        **contents[0],
-        "labels": labels,
-        "cases": cases,
-        "mean": summarise(cases, sorted(int(value) for value in labels), patients),
-        "refused": [r for content in contents for r in content.get("refused") or []],
-    }
-
-
 def plan_rows(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, str]]:
     """Set what the plan predicted beside what was measured, with their ratio."""
     predicted = plan.get("predicted")
@@ -149,7 +137,7 @@ def _results(metrics: Mapping[str, Any] | None, found: Source) -> dict[str, Any]
     if metrics is None:
         empty = ("headline", "conventions", "any_infinite", "n_cases", "how", "rows_left_out",
                  "headline_labels", "summary", "summary_columns", "rows", "row_columns",
-                 "label_list", "refused", "legend", "colors")  # fmt: skip
+                 "label_list", "refused", "unpredicted", "legend", "colors")  # fmt: skip
         return dict.fromkeys(empty)
     labels = tables.label_names(metrics)
     tolerance = metrics.get("tolerance_mm")
@@ -187,7 +175,18 @@ def _results(metrics: Mapping[str, Any] | None, found: Source) -> dict[str, Any]
         "colors": {value: overlay.color(i) for i, value in enumerate(labels)},
         "legend": [(name, value) for value, name in labels.items()],
         "refused": refused,
+        "unpredicted": _unpredicted(metrics),
     }  # fmt: skip
+
+
+def _unpredicted(metrics: Mapping[str, Any]) -> str:
+    """Say how many references nobody predicted, so that a subset is not taken for the whole."""
+    names = metrics.get("unpredicted")
+    if not isinstance(names, list) or not names:
+        return ""
+    shown = ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
+    what = "reference" if len(names) == 1 else "references"
+    return f"{len(names)} {what} had no prediction, and no figure here counts them: {shown}."
 
 
 def _column(metric: str, tolerance_mm: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Measure a folder of predictions against references: metrics.json, and nnU-Net's summary.json."""
+"""Measure a folder of predictions against references: the content of metrics.json."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from qinjing.data.layouts.discover import discover_labels, label_values
 from qinjing.data.layouts.files import image_files
 from qinjing.data.readers import read_volume, stem
 from qinjing.errors import (
+    ConfigError,
     FormatError,
     GeometryError,
     InputError,
     LabelError,
     LayoutError,
 )
+from qinjing.metrics.grid import axis_cosines
 from qinjing.metrics.overlap import LARGEST_LABEL
 from qinjing.metrics.segmentation import CONVENTIONS, measure, summarise
+from qinjing.tasks.nnunet_summary import summary_path, write_nnunet_summary
 from qinjing.volume import Volume
 
 WORST = 5
@@ -35,9 +38,9 @@ WORST = 5
 
 @dataclass(frozen=True)
 class _References:
-    """Label maps by case, and what their data set declares."""
+    """Label maps by case, one each if all is well, and what their data set declares."""
 
-    files: Mapping[str, Path]
+    files: Mapping[str, Sequence[Path]]
     patients: Mapping[str, str]
     labels: Mapping[int, str]
 
@@ -105,7 +108,7 @@ def evaluate(
 
 
 def _means(cases: list[dict[str, Any]], labels: list[int]) -> dict[str, Any]:
-    patients = [case["patient_id"] for case in cases]
+    patients = [case.get("patient_id", case["case_id"]) for case in cases]
     return {
         "cases": cases,
         "mean": summarise(cases, labels, patients),
@@ -127,11 +130,14 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """Evaluate and write metrics.json, and nnU-Net's summary beside it; return the former.
 
-    The summary of `metrics.json` is `summary.json`, that of `x.json` is `x_summary.json`.
-
     Raises:
+        ConfigError: `output` is a folder; nothing is measured then.
         InputError: as `evaluate`; nothing is written then.
     """
+    output = Path(output)
+    if output.is_dir():
+        raise ConfigError("output", "a file to write, such as metrics.json", "a folder",
+                          where=output)  # fmt: skip
     metrics = evaluate(
         predictions,
         references,
@@ -141,9 +147,7 @@ def evaluate_files(
         cases=cases,
         progress=progress,
     )
-    output = Path(output)
-    summary = "summary.json" if output.stem == "metrics" else f"{output.stem}_summary.json"
-    write_nnunet_summary(metrics, output.with_name(summary))
+    write_nnunet_summary(metrics, summary_path(output))
     write_json(output, metrics)
     return metrics
 
@@ -158,67 +162,86 @@ def pool(tables: Sequence[Path], output: Path) -> dict[str, Any]:
     Raises:
         FormatError: a table cannot be read.
     """
-    read = [read_json(path) for path in tables]
-    head = {k: read[0][k] for k in ("labels", "tolerance_mm", "conventions")}
-    cases = [case for table in read for case in table["cases"]]
-    refused = [one for table in read for one in table["refused"]]
-    labels = [int(value) for value in head["labels"]]
-    pooled = {**head, **_means(cases, labels), "refused": refused, "unpredicted": []}
+    pooled = pool_tables([read_json(path) for path in tables])
     write_json(output, pooled)
     return pooled
 
 
+def pool_tables(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of one metrics.json over the cases of several, means and all.
+
+    Args:
+        contents: of metrics.json files; one or more, no case in two of them.
+    """
+    labels = {v: name for content in contents for v, name in content.get("labels", {}).items()}
+    cases = [case for content in contents for case in content["cases"]]
+    refused = [one for content in contents for one in content.get("refused") or ()]
+    seen = {one["case_id"] for one in (*cases, *refused)}
+    unpredicted = {name for content in contents for name in content.get("unpredicted") or ()}
+    head = {name: contents[0].get(name) for name in ("tolerance_mm", "conventions")}
+    return {"labels": labels, **head, **_means(cases, [int(value) for value in labels]),
+            "refused": refused, "unpredicted": sorted(unpredicted - seen)}  # fmt: skip
+
+
 def _pairs(
     predictions: Path, references: Path, found: _References, cases: Collection[str] | None
-) -> tuple[dict[str, tuple[Path | None, Path | None]], list[str]]:
-    """Return case → its prediction and reference, in order; None for one that is missing.
+) -> tuple[dict[str, tuple[Sequence[Path], Sequence[Path]]], list[str]]:
+    """Return case → its predictions and references, in order: none, or several, is a fault.
 
     The second value names the references of which nobody said that they must have a prediction.
     """
     listed = [predictions] if predictions.is_file() else image_files(predictions)
     if not listed:
         raise LayoutError("predictions", "a folder of label maps", "no image", where=predictions)
-    predicted = {stem(path): path for path in listed}
+    predicted = _by_stem(listed)
     files = dict(found.files)
     if predictions.is_file() and references.is_file():  # two files are a pair whatever their names
         files = dict(zip(predicted, files.values(), strict=True))
     held_out = _fold_cases(predictions) if cases is None else []
     names = {*held_out, *predicted} if cases is None else set(cases)
-    pairs = {case_id: (predicted.get(case_id), files.get(case_id)) for case_id in sorted(names)}
+    pairs = {name: (predicted.get(name, []), files.get(name, [])) for name in sorted(names)}
     left = [] if held_out or cases is not None else sorted(files.keys() - predicted.keys())
     return pairs, left
+
+
+def _by_stem(files: Sequence[Path]) -> dict[str, Sequence[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        found.setdefault(stem(path), []).append(path)
+    return {**found}
 
 
 def _open_references(references: Path, labels: Mapping[int, str] | None) -> _References:
     """Find label maps: a data set's, or a folder's, with the data set around it if there is one."""
     if references.is_file() and references.suffix.lower() != ".json":
-        return _of_files({stem(references): references}, labels)
+        return _of_files([references], labels)
+    fault: InputError | None = None
     for root in (references, references.parent):
         try:
             dataset = open_dataset(root)
-        except LayoutError:
-            continue
-        except InputError:
-            if root == references:
+        except InputError as error:
+            fault = fault or error
+            if root == references and not isinstance(error, LayoutError):
                 raise
             continue
         inside = [c for c in dataset.cases if c.label is not None and (
             root == references or c.label.parent.resolve() == references.resolve())]  # fmt: skip
         if inside:
             return _References(
-                {case.case_id: case.label for case in inside if case.label is not None},
+                {case.case_id: [case.label] for case in inside if case.label is not None},
                 {case.case_id: case.patient_id for case in inside},
                 dataset.labels,
             )
-    files = {stem(path): path for path in image_files(references)}
+    files = image_files(references)
     if not files:
-        raise LayoutError("references", "a folder of label maps or a data set", where=references)
+        raise LayoutError("references", "a folder of label maps or a data set", fault,
+                          where=references)  # fmt: skip
     return _of_files(files, labels)
 
 
-def _of_files(files: Mapping[str, Path], labels: Mapping[int, str] | None) -> _References:
-    found = labels or discover_labels(Case(k, k, (), path) for k, path in files.items())
-    return _References(files, {}, found)
+def _of_files(files: Sequence[Path], labels: Mapping[int, str] | None) -> _References:
+    found = labels or discover_labels(Case(stem(path), "", (), path) for path in files)
+    return _References(_by_stem(files), {}, found)
 
 
 def _fold_cases(predictions: Path) -> list[str]:
@@ -235,16 +258,14 @@ def _fold_cases(predictions: Path) -> list[str]:
 
 
 def _measure_case(
-    prediction_file: Path | None,
-    reference_file: Path | None,
+    predictions: Sequence[Path],
+    references: Sequence[Path],
     labels: Mapping[int, str],
     tolerance_mm: float,
 ) -> tuple[dict[str, Any], str]:
     """Measure a pair of files; the second value says why there is no ECE where one was expected."""
-    if prediction_file is None:
-        raise LayoutError("prediction", "there for every reference", "none", where=reference_file)
-    if reference_file is None:
-        raise LayoutError("reference", "there for every prediction", "none", where=prediction_file)
+    prediction_file = _one("prediction", predictions, "reference", references)
+    reference_file = _one("reference", references, "prediction", predictions)
     prediction = _read_labels(prediction_file, labels)
     reference = _read_labels(reference_file, labels)
     prediction, reference = _on_one_grid(prediction, reference, prediction_file)
@@ -263,10 +284,21 @@ def _measure_case(
         reference.voxel_volume_ml,
         tolerance_mm,
         confidence,
+        axis_cosines(reference.affine),
     )
     files = {"prediction": str(prediction_file), "reference": str(reference_file)}
     grid = {"shape": list(reference.shape), "spacing_mm": list(reference.spacing_mm)}
     return {**case, **grid, **files}, fault
+
+
+def _one(name: str, files: Sequence[Path], other: str, others: Sequence[Path]) -> Path:
+    where = (*files, *others)[0].parent if files or others else None
+    if not files:
+        raise LayoutError(name, f"there for every {other}", "none", where=where)
+    if len(files) > 1:
+        raise LayoutError(name, "one file", ", ".join(file.name for file in files), where=where,
+                          advice="take all but one away")  # fmt: skip
+    return files[0]
 
 
 def _read_labels(path: Path, labels: Mapping[int, str]) -> Volume:
@@ -321,11 +353,8 @@ def _read_confidence(path: Path, prediction: Volume, reference: Volume) -> np.nd
 
 def _worst(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Name the cases of lowest foreground Dice, the lowest first."""
-    known = [
-        (c["foreground"]["dice"], c["case_id"])
-        for c in cases
-        if c["foreground"]["dice"] is not None
-    ]
+    means = ((c.get("foreground", {}).get("dice"), c["case_id"]) for c in cases)
+    known = [(dice, case_id) for dice, case_id in means if dice is not None]
     return [{"case_id": case_id, "dice": dice} for dice, case_id in sorted(known)[:WORST]]
 
 
@@ -337,40 +366,3 @@ def _environment() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):  # run from a checkout, not installed
             found[name] = version(name)
     return found
-
-
-def write_nnunet_summary(metrics: Mapping[str, Any], path: str | Path) -> None:
-    """Write nnU-Net v2's summary.json: counts, Dice and IoU per case, their means over cases.
-
-    As there, a label that is empty in both maps is left out of the mean; null stands for its NaN.
-    """
-    labels = list(metrics["labels"])
-    per_case = [
-        {
-            "metrics": {label: _nnunet_row(case["labels"][label]) for label in labels},
-            "prediction_file": case["prediction"],
-            "reference_file": case["reference"],
-        }
-        for case in metrics["cases"]
-    ]
-    names = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
-    mean = {
-        label: {name: _mean([c["metrics"][label][name] for c in per_case]) for name in names}
-        for label in labels
-    }
-    foreground = {name: _mean([mean[label][name] for label in labels]) for name in names}
-    write_json(path, {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case})
-
-
-def _nnunet_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    voxels = row["voxels"]
-    return {
-        "Dice": row["dice"], "FN": voxels["FN"], "FP": voxels["FP"], "IoU": row["iou"],
-        "TN": voxels["TN"], "TP": voxels["TP"], "n_pred": voxels["TP"] + voxels["FP"],
-        "n_ref": voxels["TP"] + voxels["FN"],
-    }  # fmt: skip
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from qinjing.config import read_config
 from qinjing.data.case import Case, Dataset
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.splits import Split, make_splits
 from qinjing.engine.device import default_device
 from qinjing.engine.plan import Plan, make_plan, with_steps
-from qinjing.errors import LayoutError
+from qinjing.errors import ConfigError, LayoutError
 from qinjing.tasks.probe import fastest, predict_costs
 
 DEFAULT_BUDGET_S = 15 * 60.0
@@ -126,6 +127,35 @@ def plan_training(
         bytes_cached / 2**30,
         training_s,
     )
+
+
+def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
+    """Read a plan that was made before and see that it fits this machine and these data.
+
+    Args:
+        path: a plan.json.
+        steps: instead of the plan's.
+        dataset: what will be trained on.
+
+    Raises:
+        ConfigError: other labels, channels or another device than there are here.
+    """
+    plan = read_config(path, Plan)
+    labels = tuple(sorted(dataset.labels))
+    if plan.label_values != labels:
+        raise ConfigError(
+            "plan's labels", f"those of the data set, {labels}", plan.label_values, where=path
+        )
+    channels = len(dataset.channel_names)
+    if len(plan.preprocessing.normalisation) != channels:
+        got = len(plan.preprocessing.normalisation)
+        raise ConfigError("plan's channels", f"those of the data set, {channels}", got, where=path)
+    if plan.execution.device != default_device():
+        raise ConfigError(
+            "plan", f"made for {default_device()}, which is here", plan.execution.device,
+            where=path, advice="plan anew on this machine",
+        )  # fmt: skip
+    return with_steps(plan, steps, None, plan.fit.validations) if steps else plan
 
 
 def sound_cases(path: Path, tell: Tell) -> tuple[Dataset, list[Case], list[dict[str, str]]]:

@@ -17,15 +17,16 @@ from qinjing.data.case import Case, Dataset
 from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
-from qinjing.engine.device import default_device, environment, peak_memory_gib
+from qinjing.engine.device import environment, peak_memory_gib
 from qinjing.engine.fit import FitResult, Progress, fit
-from qinjing.engine.plan import Plan, with_steps
+from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
     Overrides,
     Tell,
     default_splits,
+    given_plan,
     measure,
     plan_training,
     silent,
@@ -309,7 +310,7 @@ def _write_plan(
     start: float,
 ) -> None:
     if config.plan:
-        plan = _given_plan(config.plan, config.overrides.steps, dataset)
+        plan = given_plan(config.plan, config.overrides.steps, dataset)
     else:
         fingerprint = measure(dataset, cases)
         write_json(config.output / "fingerprint.json", fingerprint)
@@ -327,26 +328,6 @@ def _write_plan(
         },
     )
     write_json(config.output / "plan.json", plan)
-
-
-def _given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
-    """Read a plan that was made before and see that it fits this machine and these data."""
-    plan = read_config(path, Plan)
-    labels = tuple(sorted(dataset.labels))
-    if plan.label_values != labels:
-        raise ConfigError(
-            "plan's labels", f"those of the data set, {labels}", plan.label_values, where=path
-        )
-    channels = len(dataset.channel_names)
-    if len(plan.preprocessing.normalisation) != channels:
-        got = len(plan.preprocessing.normalisation)
-        raise ConfigError("plan's channels", f"those of the data set, {channels}", got, where=path)
-    if plan.execution.device != default_device():
-        raise ConfigError(
-            "plan", f"made for {default_device()}, which is here", plan.execution.device,
-            where=path, advice="plan anew on this machine",
-        )  # fmt: skip
-    return with_steps(plan, steps, None, plan.fit.validations) if steps else plan
 
 
 def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:

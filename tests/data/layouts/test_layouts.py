@@ -328,6 +328,18 @@ def test_several_labels_of_one_case(tmp_path):
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(("folder", "name"), [("images", "c0"), ("", "c1"), ("", "c0_label")])
+def test_a_file_twice_is_refused_by_name(tmp_path, folder, name):
+    """c0.nii and c0.nii.gz are no two channels, and neither is known to be the right one."""
+    image(tmp_path / folder / "c0.nii", 0)
+    image(tmp_path / folder / "c0.nii.gz", 1)
+    label(tmp_path / ("labels" if folder else "") / f"{name}.nii.gz", 0)
+    with pytest.raises(LayoutError, match=r"c0 must be one file, got c0\.nii, c0\.nii\.gz"):
+        open_dataset(tmp_path)
+    with pytest.raises(LayoutError, match=r"c0\.nii, c0\.nii\.gz"):
+        list_images(tmp_path)
+
+
 def test_two_datalists_must_be_named(tmp_path):
     root = make_monai(tmp_path)
     write_json(root / "other.json", {"training": [{"image": "p0/t0.nii.gz"}]})

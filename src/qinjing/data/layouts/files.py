@@ -26,13 +26,32 @@ def image_files(folder: Path) -> list[Path]:
         raise LayoutError("folder", "readable", error, where=folder) from None
 
 
+def refuse_twins(files: Iterable[Path]) -> None:
+    """Refuse files that only their endings tell apart: neither is known to be the one meant.
+
+    Raises:
+        LayoutError: there are some; the first are named.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(stem(file), []).append(file)
+    for name, twins in by_stem.items():
+        if len(twins) > 1:
+            raise LayoutError(name, "one file", ", ".join(file.name for file in twins),
+                              where=twins[0].parent, advice="take all but one away")  # fmt: skip
+
+
 def group_channels(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     """Return case id → channel files in order.
 
     ``a_0000``, ``a_0001`` are two channels of case ``a`` only where every file ends so and numbers
     start from 0000; otherwise ``scan_0001`` is a name like any other, and a case of its own.
+
+    Raises:
+        LayoutError: two files that only their endings tell apart.
     """
     files = list(files)
+    refuse_twins(files)
     matches = [CHANNEL.fullmatch(stem(file)) for file in files]
     grouped = all(matches) and any(m is not None and m[2] == "0000" for m in matches)
     groups: dict[str, list[Path]] = {}

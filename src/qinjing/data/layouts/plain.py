@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qinjing.data.case import Case, Dataset
-from qinjing.data.layouts.files import group_channels, image_files
+from qinjing.data.layouts.files import group_channels, image_files, refuse_twins
 from qinjing.data.layouts.patients import find_patient, read_participants
 from qinjing.data.readers import find_reader, stem, suffix
 from qinjing.errors import InputError, LayoutError
@@ -33,7 +33,7 @@ def open(root: Path) -> Dataset:
 
     Raises:
         FormatError: participants.tsv is not a table.
-        LayoutError: a case has several labels.
+        LayoutError: a case has several labels, or an image twice.
     """
     pair = next(((i, k) for i, k in FOLDERS if image_files(root / i)), None)
     if pair is not None:
@@ -93,6 +93,7 @@ def _two_folders(images: Path, labels: Path) -> tuple[tuple[str, ...], Files]:
 
 def _side_by_side(root: Path) -> tuple[tuple[str, ...], Files]:
     every = image_files(root)
+    refuse_twins(every)
     labels = _labels_by_case([file for file in every if _label_base(file)], set())
     images = [file for file in every if not _label_base(file)]
     if not labels:
