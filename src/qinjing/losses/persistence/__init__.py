@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qinjing.errors import GeometryError, QinjingError
-
-
-class MissingCompilerError(QinjingError):
-    """Numba, which compiles the pairing, is not installed."""
+from qinjing.errors import ConfigError, GeometryError
 
 
 def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.ndarray, ...]:
@@ -29,15 +25,16 @@ def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.nda
 
     Raises:
         GeometryError: the image is empty, has another number of axes or holds NaN.
-        MissingCompilerError: Numba is not installed.
+        ConfigError: Numba, which compiles the pairing, is not installed.
 
     Source: arXiv:2206.13932, doi:10.1109/TPAMI.2011.95; see `_stars` and `_pairing`.
     """
     try:
         from qinjing.losses.persistence import _pairing, _stars
     except ModuleNotFoundError as error:
-        raise MissingCompilerError(
-            f"the topology loss needs {error.name}: pip install 'qinjing[topology]'"
+        advice = "pip install 'qinjing[topology]'"
+        raise ConfigError(
+            error.name or "numba", "installed for the topology loss", advice=advice
         ) from error
     if image.ndim not in (2, 3) or not image.size or np.isnan(image).any():
         got = f"shape {image.shape}" if image.ndim not in (2, 3) or not image.size else "NaN"
@@ -47,11 +44,11 @@ def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.nda
     level[1:-1, 1:-1, 1:-1] = _levels(-image if sublevel else image).reshape(shape)
     if level.size > 1 << _pairing.PLACE_BITS:
         raise GeometryError("image", f"at most {1 << _pairing.PLACE_BITS} voxels", image.size)
-    star, critical = np.zeros(level.shape, np.uint32), np.zeros(level.shape, np.uint32)
-    _stars.find_stars(level, star, critical)
+    stars, remains = np.zeros(level.shape, np.uint32), np.zeros(level.shape, np.uint32)
+    _stars.find_stars(level, stars, remains)
     plane, row = level.shape[1] * level.shape[2], level.shape[2]
     steps = np.array([-plane, plane, -row, row, -1, 1])
-    flat, star, critical = level.ravel(), star.ravel(), critical.ravel()
+    flat, star, critical = level.ravel(), stars.ravel(), remains.ravel()
     words = np.zeros(flat.size, np.uint64)
     places = np.flatnonzero(critical)
     edges = np.sort(_pairing.keys_of(flat, critical, places, _stars.EDGES))

@@ -40,23 +40,23 @@ for _bit in range(27):
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _key(level: np.ndarray, place: int, inside: int) -> int:
+def _key(level, place, inside):
     high = uint64(int64(level[place]) - int64(OUTSIDE)) << uint64(32)
     return high | uint64(place) << uint64(6) | uint64(inside)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _place(key: int) -> int:
+def _place(key):
     return int64(key >> uint64(6) & PLACE_MASK)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _later(level: np.ndarray, one: int, other: int) -> bool:
+def _later(level, one, other):
     return level[one] > level[other] or (level[one] == level[other] and one > other)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _word(star: np.ndarray, words: np.ndarray, place: int) -> int:
+def _word(star, words, place):
     word = words[place]
     if word == uint64(0):
         word = describe(star[place])
@@ -65,7 +65,7 @@ def _word(star: np.ndarray, words: np.ndarray, place: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def keys_of(level: np.ndarray, cells: np.ndarray, places: np.ndarray, wanted: int) -> np.ndarray:
+def keys_of(level, cells, places, wanted):
     """Return the keys of the critical cells of one dimension, not sorted; inside is the bit."""
     count = 0
     for n in range(places.size):
@@ -86,7 +86,7 @@ def keys_of(level: np.ndarray, cells: np.ndarray, places: np.ndarray, wanted: in
 
 
 @njit(nogil=True, cache=True)
-def _basin(level, star, steps, parent, place):  # type: ignore[no-untyped-def]
+def _basin(level, star, steps, parent, place):
     """Follow the gradient, then the merged basins, down to the oldest voxel; 0 is outside."""
     root = place
     while True:
@@ -105,7 +105,7 @@ def _basin(level, star, steps, parent, place):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def join_basins(level, star, words, steps, keys):  # type: ignore[no-untyped-def]
+def join_basins(level, star, words, steps, keys):
     """Pair each basin's voxel with the edge that joins it to an older one.
 
     Args:
@@ -145,7 +145,7 @@ def join_basins(level, star, words, steps, keys):  # type: ignore[no-untyped-def
 
 
 @njit(nogil=True, cache=True)
-def _cube(level, steps, base):  # type: ignore[no-untyped-def]
+def _cube(level, steps, base):
     """Return the owner of the cube that begins at a place, and its octant seen from there."""
     owner, corner = base, 0
     for n in range(1, 8):
@@ -156,7 +156,7 @@ def _cube(level, steps, base):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _summit(level, star, steps, parent, owners, base):  # type: ignore[no-untyped-def]
+def _summit(level, star, steps, parent, owners, base):
     """Follow the gradient, then the merged summits, up to the highest cube."""
     root = base
     while True:
@@ -179,7 +179,7 @@ def _summit(level, star, steps, parent, owners, base):  # type: ignore[no-untype
 
 
 @njit(nogil=True, cache=True)
-def join_summits(level, star, steps, keys):  # type: ignore[no-untyped-def]
+def join_summits(level, star, steps, keys):
     """Pair each summit's cube with the square that joins it to a higher one.
 
     Args:
@@ -220,7 +220,7 @@ def join_summits(level, star, steps, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _heap_push(heap, size, key):  # type: ignore[no-untyped-def]
+def _heap_push(heap, size, key):
     at = size
     while at > 0:
         above = (at - 1) >> 1
@@ -232,7 +232,7 @@ def _heap_push(heap, size, key):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _heap_pop(heap, size):  # type: ignore[no-untyped-def]
+def _heap_pop(heap, size):
     """Take the greatest key away; `size` counts it still."""
     size -= 1
     key = heap[size]
@@ -251,7 +251,7 @@ def _heap_pop(heap, size):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _toggle(level, star, words, heap, size, place, direction):  # type: ignore[no-untyped-def]
+def _toggle(level, star, words, heap, size, place, direction):
     """Add one edge to the chain modulo 2; return the size of the heap."""
     word = _word(star, words, place)
     if joined_with(word, direction) == VERTEX:  # it can close no loop
@@ -265,7 +265,7 @@ def _toggle(level, star, words, heap, size, place, direction):  # type: ignore[n
 
 
 @njit(nogil=True, cache=True)
-def _toggle_between(level, star, words, heap, size, one, direction, step):  # type: ignore[no-untyped-def]
+def _toggle_between(level, star, words, heap, size, one, direction, step):
     """Add the edge from a place in a direction, whoever owns it; outside there is none."""
     other = one + step
     if _later(level, other, one):
@@ -276,7 +276,7 @@ def _toggle_between(level, star, words, heap, size, one, direction, step):  # ty
 
 
 @njit(nogil=True, cache=True)
-def _toggle_square(level, star, words, steps, heap, size, place, i, j):  # type: ignore[no-untyped-def]
+def _toggle_square(level, star, words, steps, heap, size, place, i, j):
     """Add the four edges of the square that a place owns and that two directions span."""
     size = _toggle(level, star, words, heap, size, place, i)
     size = _toggle(level, star, words, heap, size, place, j)
@@ -287,7 +287,7 @@ def _toggle_square(level, star, words, steps, heap, size, place, i, j):  # type:
 
 
 @njit(nogil=True, cache=True)
-def _toggle_kept(words, heap, size, kept, start, end):  # type: ignore[no-untyped-def]
+def _toggle_kept(words, heap, size, kept, start, end):
     """Add a chain that was kept."""
     for n in range(start, end):
         key = kept[n]
@@ -301,7 +301,7 @@ def _toggle_kept(words, heap, size, kept, start, end):  # type: ignore[no-untype
 
 
 @njit(nogil=True, cache=True)
-def pair_loops(level, star, words, steps, keys):  # type: ignore[no-untyped-def]
+def pair_loops(level, star, words, steps, keys):
     """Pair each square that closes a loop's surface with the edge that opened the loop.
 
     The boundary of a square is a chain of edges. Its last edge is taken again and again: one that
@@ -357,7 +357,7 @@ def pair_loops(level, star, words, steps, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _room(keys, size, more):  # type: ignore[no-untyped-def]
+def _room(keys, size, more):
     """The same keys with room for some more."""
     if size + more <= keys.size:
         return keys
@@ -367,7 +367,7 @@ def _room(keys, size, more):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _spanned(bit):  # type: ignore[no-untyped-def]
+def _spanned(bit):
     """Return the two directions that span the square of a star's bit."""
     i = j = -1
     for axis in range(3):
@@ -378,7 +378,7 @@ def _spanned(bit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _keep(heap, size, words, kept, end):  # type: ignore[no-untyped-def]
+def _keep(heap, size, words, kept, end):
     """Append the chain that the heap holds, clear its marks, and return where it ends."""
     for n in range(size):
         key = heap[n]

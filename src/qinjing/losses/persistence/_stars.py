@@ -37,19 +37,19 @@ KNOWN = uint64(1 << 63)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _down(cells: int, flat: int, shift: int) -> int:
+def _down(cells, flat, shift):
     """Cells that lie flat and can be joined with the one a step down."""
     return cells & flat & (cells << shift)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _up(cells: int, flat: int, shift: int) -> int:
+def _up(cells, flat, shift):
     """Cells that lie flat and can be joined with the one a step up."""
     return cells & flat & (cells >> shift)
 
 
 @njit(nogil=True, cache=True)
-def remainder(star: int) -> int:
+def remainder(star):
     """Return the cells of a star that no round cancels."""
     cells = uint32(star)
     low = _down(cells, FLAT_Z, uint32(9))
@@ -68,7 +68,7 @@ def remainder(star: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def find_stars(level: np.ndarray, star: np.ndarray, critical: np.ndarray) -> None:
+def find_stars(level, star, critical):
     """Fill in the star of every voxel and its critical cells.
 
     Args:
@@ -128,7 +128,7 @@ def find_stars(level: np.ndarray, star: np.ndarray, critical: np.ndarray) -> Non
 
 
 @njit(nogil=True, cache=True)
-def first_direction(star: int) -> int:
+def first_direction(star):
     """Return the direction of the edge that the voxel itself is joined with, or CRITICAL."""
     for direction in range(6):
         if star >> EDGE_BIT[direction] & 1:
@@ -137,7 +137,7 @@ def first_direction(star: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def cube_axis(star: int, octant: int) -> int:
+def cube_axis(star, octant):
     """Return the axis along which a cube of a star is joined with a square, or 3 for none."""
     cells, cube = uint32(star), uint32(1) << uint32(CUBE_BIT[octant])
     for direction in range(6):
@@ -149,7 +149,7 @@ def cube_axis(star: int, octant: int) -> int:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _round(cells: int, direction: int) -> tuple[int, int]:
+def _round(cells, direction):
     """The lower and the upper cells that the round of a direction joins."""
     axis = direction >> 1
     shift = uint32((9, 3, 1)[axis])
@@ -162,7 +162,7 @@ def _round(cells: int, direction: int) -> tuple[int, int]:
 
 
 @njit(nogil=True, cache=True)
-def describe(star: int) -> int:
+def describe(star):
     """Return the word of a star: what each edge is joined with, and its rank.
 
     The rank says where an edge stands among the edges of its star in an order in which the joined
@@ -192,12 +192,12 @@ def describe(star: int) -> int:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def joined_with(word: int, direction: int) -> int:
+def joined_with(word, direction):
     """Return what the edge in a direction is joined with: a direction, `VERTEX` or `CRITICAL`."""
     return np.int64(word >> uint64(8 * direction) & uint64(7))
 
 
 @njit(nogil=True, cache=True, inline="always")
-def rank_of(word: int, direction: int) -> int:
+def rank_of(word, direction):
     """Return the rank of the edge in a direction among the edges of its star."""
     return np.int64(word >> uint64(8 * direction + 3) & uint64(7))
