@@ -276,10 +276,9 @@ def _toggle_between(level, star, words, heap, size, one, direction, step):
 
 
 @njit(nogil=True, cache=True)
-def _toggle_square(level, star, words, steps, heap, size, place, i, j):
-    """Add the four edges of the square that a place owns and that two directions span."""
+def _toggle_rest(level, star, words, steps, heap, size, place, i, j):
+    """Add the square that a place owns and that two directions span, but for the edge j."""
     size = _toggle(level, star, words, heap, size, place, i)
-    size = _toggle(level, star, words, heap, size, place, j)
     at = place + steps[i]
     size = _toggle_between(level, star, words, heap, size, at, j, steps[j])
     at = place + steps[j]
@@ -327,20 +326,22 @@ def pair_loops(level, star, words, steps, keys):
     for n in range(keys.size):
         place = _place(keys[n])
         i, j = _spanned(int64(keys[n] & uint64(63)))
-        size = _toggle_square(level, star, words, steps, heap, 0, place, i, j)
+        size = _toggle(level, star, words, heap, 0, place, j)
+        size = _toggle_rest(level, star, words, steps, heap, size, place, i, j)
         owner = int64(-1)
         while size:
             owner, direction = _place(heap[0]), int64(heap[0] & uint64(7))
+            shift = uint64(8 * direction)
             word = words[owner]
-            if not word >> uint64(8 * direction) & ODD:
-                _heap_pop(heap, size)
-                size -= 1
-                words[owner] = word ^ WAITING << uint64(8 * direction)
+            words[owner] = word & ~((ODD | WAITING) << shift)
+            _heap_pop(heap, size)
+            size -= 1
+            if not word >> shift & ODD:
                 continue
             heap = _room(heap, size, 4)
             partner = joined_with(word, direction)
             if partner != CRITICAL:
-                size = _toggle_square(
+                size = _toggle_rest(
                     level, star, words, steps, heap, size, owner, partner, direction
                 )
                 continue
