@@ -192,3 +192,18 @@ def test_matching_by_hand() -> None:
     assert wasserstein_distance(points, np.array([[1.0, 0.0]])) ** 2 == pytest.approx(
         0.02 + 0.005 + 0.32
     )
+
+
+def test_nothing_fails_where_compiled_code_cannot_be_kept() -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = "import qinjing.losses.persistence._pairing as p; print(p.pair_loops._cache.__class__)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        # The only place that is left is IPython's, which there is none of.
+        env={**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator",
+             "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert run.returncode == 0 and "NullCache" in run.stdout, run.stderr

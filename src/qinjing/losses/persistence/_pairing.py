@@ -13,16 +13,18 @@ of the squares that are left, expanded along the gradient only as far as needed)
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from qinjing.losses.persistence._stars import (
     CRITICAL,
     EDGE_BIT,
     OUTSIDE,
     VERTEX,
+    compiled,
     cube_axis,
     describe,
     first_direction,
+    inlined,
     joined_with,
     rank_of,
 )
@@ -39,23 +41,23 @@ for _bit in range(27):
     BIT_OF[(1 << _bit) % 37] = _bit
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _key(level, place, inside):
     high = uint64(int64(level[place]) - int64(OUTSIDE)) << uint64(32)
     return high | uint64(place) << uint64(6) | uint64(inside)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _place(key):
     return int64(key >> uint64(6) & PLACE_MASK)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _later(level, one, other):
     return level[one] > level[other] or (level[one] == level[other] and one > other)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _word(star, words, place):
     word = words[place]
     if word == uint64(0):
@@ -64,7 +66,7 @@ def _word(star, words, place):
     return word
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keys_of(level, cells, places, wanted):
     """Return the keys of the critical cells of one dimension, not sorted; inside is the bit."""
     count = 0
@@ -85,7 +87,7 @@ def keys_of(level, cells, places, wanted):
     return keys
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _basin(level, star, steps, parent, place):
     """Follow the gradient, then the merged basins, down to the oldest voxel; 0 is outside."""
     root = place
@@ -104,7 +106,7 @@ def _basin(level, star, steps, parent, place):
     return root
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def join_basins(level, star, words, steps, keys):
     """Pair each basin's voxel with the edge that joins it to an older one.
 
@@ -144,7 +146,7 @@ def join_basins(level, star, words, steps, keys):
     return pairs[:count]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _cube(level, steps, base):
     """Return the owner of the cube that begins at a place, and its octant seen from there."""
     owner, corner = base, 0
@@ -155,7 +157,7 @@ def _cube(level, steps, base):
     return owner, 7 ^ corner
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _summit(level, star, steps, parent, owners, base):
     """Follow the gradient, then the merged summits, up to the highest cube."""
     root = base
@@ -178,7 +180,7 @@ def _summit(level, star, steps, parent, owners, base):
     return root
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def join_summits(level, star, steps, keys):
     """Pair each summit's cube with the square that joins it to a higher one.
 
@@ -219,7 +221,7 @@ def join_summits(level, star, steps, keys):
     return pairs[:count], rest
 
 
-@njit(nogil=True, cache=True)
+@inlined
 def _heap_push(heap, size, key):
     at = size
     while at > 0:
@@ -231,7 +233,7 @@ def _heap_push(heap, size, key):
     heap[at] = key
 
 
-@njit(nogil=True, cache=True)
+@inlined
 def _heap_pop(heap, size):
     """Take the greatest key away; `size` counts it still."""
     size -= 1
@@ -250,7 +252,7 @@ def _heap_pop(heap, size):
     heap[at] = key
 
 
-@njit(nogil=True, cache=True)
+@inlined
 def _toggle(level, star, words, heap, size, place, direction):
     """Add one edge to the chain modulo 2; return the size of the heap."""
     word = _word(star, words, place)
@@ -264,7 +266,7 @@ def _toggle(level, star, words, heap, size, place, direction):
     return size + 1
 
 
-@njit(nogil=True, cache=True)
+@inlined
 def _toggle_between(level, star, words, heap, size, one, direction, step):
     """Add the edge from a place in a direction, whoever owns it; outside there is none."""
     other = one + step
@@ -275,7 +277,7 @@ def _toggle_between(level, star, words, heap, size, one, direction, step):
     return _toggle(level, star, words, heap, size, one, direction)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _toggle_rest(level, star, words, steps, heap, size, place, i, j):
     """Add the square that a place owns and that two directions span, but for the edge j."""
     size = _toggle(level, star, words, heap, size, place, i)
@@ -285,7 +287,7 @@ def _toggle_rest(level, star, words, steps, heap, size, place, i, j):
     return _toggle_between(level, star, words, heap, size, at, i, steps[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _toggle_kept(words, heap, size, kept, start, end):
     """Add a chain that was kept."""
     for n in range(start, end):
@@ -299,7 +301,7 @@ def _toggle_kept(words, heap, size, kept, start, end):
     return size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pair_loops(level, star, words, steps, keys):
     """Pair each square that closes a loop's surface with the edge that opened the loop.
 
@@ -357,7 +359,7 @@ def pair_loops(level, star, words, steps, keys):
     return pairs
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _room(keys, size, more):
     """The same keys with room for some more."""
     if size + more <= keys.size:
@@ -367,7 +369,7 @@ def _room(keys, size, more):
     return larger
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _spanned(bit):
     """Return the two directions that span the square of a star's bit."""
     i = j = -1
@@ -378,7 +380,7 @@ def _spanned(bit):
     return i, j
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _keep(heap, size, words, kept, end):
     """Append the chain that the heap holds, clear its marks, and return where it ends."""
     for n in range(size):

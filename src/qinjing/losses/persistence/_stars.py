@@ -17,6 +17,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, uint32, uint64
 
+
+def compiled(function, inline="never"):
+    """Compile for use on threads, and keep the result on disk where there is a place for it."""
+    try:
+        return njit(nogil=True, cache=True, inline=inline)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(nogil=True, inline=inline)(function)
+
+
+def inlined(function):
+    """Compile as part of whatever calls it."""
+    return compiled(function, inline="always")
+
+
 OUTSIDE = -(2**31)  # the level of what surrounds the image: before all others
 
 # Directions 0 to 5 are -z, +z, -y, +y, -x, +x: `direction ^ 1` is the opposite, `>> 1` the axis.
@@ -36,19 +50,19 @@ CRITICAL = 7  # nothing
 KNOWN = uint64(1 << 63)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _down(cells, flat, shift):
     """Cells that lie flat and can be joined with the one a step down."""
     return cells & flat & (cells << shift)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _up(cells, flat, shift):
     """Cells that lie flat and can be joined with the one a step up."""
     return cells & flat & (cells >> shift)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def remainder(star):
     """Return the cells of a star that no round cancels."""
     cells = uint32(star)
@@ -67,7 +81,7 @@ def remainder(star):
     return uint32(cells)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def find_stars(level, star, critical):
     """Fill in the star of every voxel and its critical cells.
 
@@ -127,7 +141,7 @@ def find_stars(level, star, critical):
                 left[x + 1] = remainder(cells)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def first_direction(star):
     """Return the direction of the edge that the voxel itself is joined with, or CRITICAL."""
     for direction in range(6):
@@ -136,7 +150,7 @@ def first_direction(star):
     return CRITICAL
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cube_axis(star, octant):
     """Return the axis along which a cube of a star is joined with a square, or 3 for none."""
     cells, cube = uint32(star), uint32(1) << uint32(CUBE_BIT[octant])
@@ -148,7 +162,7 @@ def cube_axis(star, octant):
     return 3
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _round(cells, direction):
     """The lower and the upper cells that the round of a direction joins."""
     axis = direction >> 1
@@ -161,7 +175,7 @@ def _round(cells, direction):
     return uint32(low), uint32(low >> shift)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def describe(star):
     """Return the word of a star: what each edge is joined with, and its rank.
 
@@ -191,13 +205,13 @@ def describe(star):
     return word
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def joined_with(word, direction):
     """Return what the edge in a direction is joined with: a direction, `VERTEX` or `CRITICAL`."""
     return np.int64(word >> uint64(8 * direction) & uint64(7))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def rank_of(word, direction):
     """Return the rank of the edge in a direction among the edges of its star."""
     return np.int64(word >> uint64(8 * direction + 3) & uint64(7))
