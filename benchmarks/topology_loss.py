@@ -2,8 +2,8 @@
 
 Run `python benchmarks/topology_loss.py [-o FILE]`; it prints one JSON object. All sides compute the
 same loss with the same torch code (softmax, gathering, matching, slope) in one process; only the
-pairing differs. The peers are given the truth's diagram for nothing, ours computes it each time. The
-rounds go through all sides in turn and the best of each counts, in CPU seconds and in wall seconds.
+pairing differs. The peers are given the truth's diagram for nothing, ours computes it each time.
+The rounds go through all sides in turn; the best of each counts, in CPU seconds and wall seconds.
 Peers that are not installed are left out; cripser is GPL and stands here as a yardstick only. Bar:
 at least 10 times as fast as GUDHI, no slower than cripser, loss equal to 1e-5.
 """
