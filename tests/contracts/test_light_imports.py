@@ -26,7 +26,7 @@ TRAINING_CORE = (
 )  # fmt: skip
 ABSENT_ON_A_NODE = (
     "scipy", "nibabel", "matplotlib", "jinja2", "cryptography", "isal", "tqdm", "monai", "yaml",
-    "tensorboard", "mlflow", "pandas", "SimpleITK",
+    "tensorboard", "mlflow", "pandas", "SimpleITK", "numba",
 )  # fmt: skip
 
 BLOCK = """

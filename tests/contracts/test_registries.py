@@ -19,6 +19,9 @@ from qinjing.nets import NETS
 from qinjing.registry import build
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Losses that count parts wherever they lie: a map that is sure and wrong may hold as many of them
+# as the truth, and is then nearer to it than one that says nothing anywhere.
+BLIND_TO_PLACE = {"topology"}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,8 @@ def test_loss(name: str, classes: int) -> None:
     assert logits.grad is not None and torch.isfinite(logits.grad).all() and logits.grad.any()
     # Right is better than unsure, unsure better than wrong.
     right, unsure, wrong = (float(loss(20 * x, target)) for x in (truth, 0 * truth, -truth))
-    assert right < unsure < wrong
+    assert right < unsure and right < wrong
+    if name not in BLIND_TO_PLACE:
+        assert unsure < wrong
     # A patch that holds nothing but background is no accident.
     assert torch.isfinite(loss(logits, torch.zeros_like(target)))

@@ -6,14 +6,26 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.losses.centreline import CentrelineDiceLoss
 from qinjing.losses.composite import DiceCrossEntropyLoss, deep_supervision
 from qinjing.losses.cross_entropy import CrossEntropyLoss
 from qinjing.losses.dice import DiceLoss
+from qinjing.losses.topology import TopologyLoss
 
 LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "dice_ce": DiceCrossEntropyLoss,
     "dice": DiceLoss,
     "cross_entropy": CrossEntropyLoss,
+    "topology": TopologyLoss,
+    "cldice": CentrelineDiceLoss,
 }
 
-__all__ = ["LOSSES", "CrossEntropyLoss", "DiceCrossEntropyLoss", "DiceLoss", "deep_supervision"]
+__all__ = [
+    "LOSSES",
+    "CentrelineDiceLoss",
+    "CrossEntropyLoss",
+    "DiceCrossEntropyLoss",
+    "DiceLoss",
+    "TopologyLoss",
+    "deep_supervision",
+]
