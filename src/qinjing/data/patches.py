@@ -70,14 +70,18 @@ def batch_of_patches(
     cases: Sequence[CachedCase],
     patch_size: Shape,
     foreground: float,
+    margin: Shape = (0, 0, 0),
 ) -> tuple[Tensor, Tensor]:
-    """Cut one patch from each case.
+    """Cut one patch from each case, with so many voxels more at either end of each axis.
 
     Returns:
         Images (B, C, D, H, W) float32 and class indices (B, D, H, W) uint8.
     """
     corners = [draw_corner(rng, case, patch_size, foreground) for case in cases]
-    pairs = list(zip(cases, corners, strict=True))
-    images = np.stack([cut(case.image, corner, patch_size) for case, corner in pairs])
-    labels = np.stack([cut(case.label, corner, patch_size) for case, corner in pairs])
+    md, mh, mw = margin
+    size = patch_size[0] + 2 * md, patch_size[1] + 2 * mh, patch_size[2] + 2 * mw
+    starts = [(d - md, h - mh, w - mw) for d, h, w in corners]
+    pairs = list(zip(cases, starts, strict=True))
+    images = np.stack([cut(case.image, start, size) for case, start in pairs])
+    labels = np.stack([cut(case.label, start, size) for case, start in pairs])
     return torch.from_numpy(images), torch.from_numpy(labels)

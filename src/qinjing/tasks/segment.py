@@ -55,7 +55,9 @@ class SegmentTask:
         picks = draw_cases(len(self.train), size, across, self.seed)
         rng = np.random.default_rng((self.seed, 2, step, rank))
         cases = [self.train[pick] for pick in picks]
-        images, labels = batch_of_patches(rng, cases, self.plan.patch_size, self.plan.foreground)
+        images, labels = batch_of_patches(
+            rng, cases, self.plan.patch_size, self.plan.foreground, self.augmentation.margin
+        )
         drawn = self.augmentation.draw(rng, size)
         device = self.plan.execution.device
         images, labels = self.augmentation.apply(images.to(device), labels.to(device), drawn)

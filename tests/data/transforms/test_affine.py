@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 
 from qinjing.data.transforms.affine import Affine, cubic_basis, rotation_matrices
+from qinjing.errors import ConfigError
 
 STILL = (0.0, 0.0)
 
@@ -76,6 +77,25 @@ def test_turns_as_monai_does(axis: int) -> None:
     theirs = monai.Rotate(tuple(np.radians(angles)), padding_mode="border")(image[None])[0]
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
     assert np.abs(ours - image).max() > 0.1
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_margin_shows_what_lies_around_the_patch(flat: bool, batch: Any) -> None:
+    """The same as moving the larger patch and cutting its border off afterwards."""
+    image, label = batch
+    margin = (0 if flat else 2, 3, 1)
+    turns = ((-180.0, 180.0), STILL, STILL) if flat else ((-30.0, 30.0),) * 3
+    options = {"rotation_deg": turns, "rotation_probability": 0.5, "in_plane": flat}
+    drawn = Affine(**options).draw(np.random.default_rng(3), 4)  # type: ignore[arg-type]
+    assert 0 < drawn.applied.sum() < 4
+    whole = Affine(**options).apply(image, label, drawn)  # type: ignore[arg-type]
+    d, h, w = (slice(m, n - m) for m, n in zip(margin, image.shape[2:], strict=True))
+    cut = Affine(**options, margin=margin).apply(image, label, drawn)  # type: ignore[arg-type]
+    for ours, larger in zip(cut, whole, strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, larger[..., d, h, w], atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="margin"):
+        Affine(margin=(1, -1, 0))
 
 
 def test_turns_in_monais_order() -> None:

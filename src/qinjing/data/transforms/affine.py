@@ -42,8 +42,9 @@ class AffineParameters:
 class Affine:
     """Rotate, scale and deform about the patch's centre, trilinear for the image.
 
-    What lies outside the patch is its nearest border voxel, in image and label alike. The label
-    is the arg-max of its interpolated one-hot form.
+    With a margin the patch comes in larger than it leaves, so that what turns or shrinks into view
+    is what lies there. Beyond that it is the nearest border voxel, in image and label alike. The
+    label is the arg-max of its interpolated one-hot form.
 
     A positive angle about D turns the picture in the (H, W) plane from W towards H; about H,
     in the (D, W) plane from D towards W; about W, in the (D, H) plane from H towards D. These
@@ -62,6 +63,7 @@ class Affine:
         control_points: of the cubic B-spline along each axis, at least 4.
         in_plane: leave slices (planes of D) where they are: scale and displace only
             along H and W. For patches whose voxels are much thicker than wide.
+        margin: voxels along (D, H, W) that are cut off at either end.
 
     Raises:
         ConfigError: a range or a probability that cannot be; in-plane with a turn out of it.
@@ -77,6 +79,7 @@ class Affine:
     elastic_probability: float = 0.0
     control_points: int = 6
     in_plane: bool = False
+    margin: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rotation_deg", _angles(self.rotation_deg))
@@ -87,6 +90,10 @@ class Affine:
             object.__setattr__(self, name, probability(name, getattr(self, name)))
         if type(self.control_points) is not int or not 4 <= self.control_points <= 64:
             raise ConfigError("control_points", "an integer from 4 to 64", self.control_points)
+        margin = tuple(self.margin) if isinstance(self.margin, list | tuple) else ()
+        if len(margin) != 3 or any(type(m) is not int or m < 0 for m in margin):
+            raise ConfigError("margin", "three whole numbers, 0 or more", self.margin)
+        object.__setattr__(self, "margin", margin)
         if self.in_plane and self.rotation_deg[1:] != ((0.0, 0.0), (0.0, 0.0)):
             raise ConfigError(
                 "rotation_deg", "0 to 0 about H and W where in_plane is true", self.rotation_deg
@@ -113,19 +120,25 @@ class Affine:
     def apply(
         self, image: Tensor, label: Tensor, parameters: AffineParameters
     ) -> tuple[Tensor, Tensor]:
-        """Resample the drawn samples, image and label with the same coordinates."""
-        if not parameters.applied.any():
-            return image, label
-        image, label = image.clone(), label.clone()
+        """Resample the drawn samples, image and label with the same coordinates; cut the margin."""
+        lengths = zip(self.margin, image.shape[2:], strict=True)
+        d, h, w = (slice(m, n - m) for m, n in lengths)
+        whole_image, whole_label = image, label
+        image, label = image[..., d, h, w], label[..., d, h, w]
+        if any(self.margin) or parameters.applied.any():
+            dense = torch.contiguous_format
+            image, label = image.clone(memory_format=dense), label.clone(memory_format=dense)
         for row in np.flatnonzero(parameters.applied):
-            x, y = image[row], label[row][None]
+            x, y = whole_image[row], whole_label[row][None]
+            shape = image.shape[2:]
             matrix, deformed = parameters.matrix[row], parameters.deformed[row]
             if not deformed and np.array_equal(matrix * _COUPLES_D, _SLICES_STAY):
                 # Slices stay: read them as channels, all by one plane of coordinates.
-                x, y, matrix = x.flatten(0, 1), y.flatten(0, 1), matrix[1:, 1:]
-            coordinates = _coordinates(x.shape[1:], matrix, x)
+                x, y = x[:, d].flatten(0, 1), y[:, d].flatten(0, 1)
+                shape, matrix = shape[1:], matrix[1:, 1:]
+            coordinates = _coordinates(shape, matrix, x)
             if deformed:
-                shifts = _displacement(parameters.control[row], x)
+                shifts = _displacement(parameters.control[row], shape, x)
                 coordinates = [at + shift for at, shift in zip(coordinates, shifts, strict=True)]
             moved, voted = sample(x, y, coordinates)
             image[row], label[row] = moved.view_as(image[row]), voted.view_as(label[row])
@@ -144,7 +157,7 @@ def rotation_matrices(angles: np.ndarray) -> np.ndarray:
 
 
 def _coordinates(shape: Sequence[int], matrix: np.ndarray, like: Tensor) -> list[Tensor]:
-    """Where each output voxel is read, one tensor of `shape` per axis, in input voxels."""
+    """Where each voxel of `shape` is read, in voxels of `like` of the same centre; one per axis."""
     count = len(shape)
     from_centre = [
         torch.arange(n, dtype=like.dtype, device=like.device)
@@ -153,7 +166,7 @@ def _coordinates(shape: Sequence[int], matrix: np.ndarray, like: Tensor) -> list
         for axis, n in enumerate(shape)
     ]
     coordinates = []
-    for row, n in zip(matrix, shape, strict=True):
+    for row, n in zip(matrix, like.shape[1:], strict=True):
         # The sum over the first axes is small; only the last one makes it the full size.
         at = torch.full((1,) * count, (n - 1) / 2, dtype=like.dtype, device=like.device)
         for factor, x in zip(row, from_centre, strict=True):
@@ -162,10 +175,10 @@ def _coordinates(shape: Sequence[int], matrix: np.ndarray, like: Tensor) -> list
     return coordinates
 
 
-def _displacement(control: np.ndarray, like: Tensor) -> Tensor:
+def _displacement(control: np.ndarray, shape: Sequence[int], like: Tensor) -> Tensor:
     """Evaluate the spline of control points `(3, n, n, n)` on the grid: `(3, D, H, W)` voxels."""
     field = torch.as_tensor(control, dtype=like.dtype, device=like.device)
-    for length in like.shape[1:]:
+    for length in shape:
         basis = torch.from_numpy(cubic_basis(length, control.shape[1])).to(field)
         # Each turn eats the first spatial axis and adds the new one at the end: D, H, W again.
         field = torch.tensordot(field, basis, ([1], [1]))

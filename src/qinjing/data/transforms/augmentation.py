@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,13 @@ class Augmentation:
 
     transforms: tuple[Transform, ...]
 
+    @property
+    def margin(self) -> tuple[int, int, int]:
+        """Voxels along (D, H, W) by which a patch must come in larger at either end."""
+        margins = [getattr(transform, "margin", (0, 0, 0)) for transform in self.transforms]
+        d, h, w = (sum(lengths) for lengths in zip((0, 0, 0), *margins, strict=True))
+        return d, h, w
+
     def draw(self, rng: np.random.Generator, batch: int) -> tuple[Any, ...]:
         """Draw every transform's parameters for `batch` samples.
 
@@ -39,7 +47,7 @@ class Augmentation:
         """Apply what was drawn, in full precision, on the tensors' own device.
 
         Args:
-            image: `(B, C, D, H, W)` float32, left as it is.
+            image: `(B, C, D, H, W)` float32, left as it is; it comes back without the margin.
             label: `(B, D, H, W)` of any integer type, left as it is.
             parameters: what `draw` returned for this batch size.
         """
@@ -72,9 +80,14 @@ def default_augmentation(
     flat = anisotropic or min(patch_size) == 1
     still, tilt = [0.0, 0.0], [-30.0, 30.0]
     turns = [[-180.0, 180.0], still, still] if flat else [tilt, tilt, tilt]
+    # What a zoom of 0.7 and a tilt bring into view is cut from the scan, not made up.
+    margin = [0 if flat and axis == 0 else ceil(n / 4) for axis, n in enumerate(patch_size)]
     low_resolution = {"axes": [1, 2] if flat else [0, 1, 2], "probability": 0.125}
     configs: list[tuple[str, dict[str, Any]]] = [
-        ("affine", {"rotation_deg": turns, "scale": [0.7, 1.4], "in_plane": flat}),
+        (
+            "affine",
+            {"rotation_deg": turns, "scale": [0.7, 1.4], "in_plane": flat, "margin": margin},
+        ),
         ("noise", {"std": [0.0, 0.1], "probability": 0.1}),
         ("blur", {"sigma": [0.5, 1.0], "probability": 0.1}),
         ("brightness", {"factor": [0.75, 1.25], "probability": 0.15}),

@@ -30,7 +30,7 @@ def sample(image: Tensor, label: Tensor, coordinates: Sequence[Tensor]) -> tuple
         label: `(K, *spatial)`, of any integer type.
         coordinates: one tensor of the same spatial shape for each axis, in voxels.
     """
-    shape, length = image.shape[1:], image.shape[1]
+    shape, wanted = image.shape[1:], coordinates[0].shape
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     # Flat steps from a cell's lowest corner to each of its corners, the last axis fastest.
     corners = [
@@ -41,9 +41,11 @@ def sample(image: Tensor, label: Tensor, coordinates: Sequence[Tensor]) -> tuple
     ]
     flat_image, flat_label = image.flatten(1), label.flatten(1)
     mixed = _mixed_cells(flat_label, corners)
-    new_image, new_label = torch.empty_like(image), torch.empty_like(label)
-    rows = length if image.device.type != "cpu" else max(1, _SLAB_VOXELS // max(1, strides[0]))
-    for start in range(0, length, rows):
+    new_image = image.new_empty((len(image), *wanted))
+    new_label = label.new_empty((len(label), *wanted))
+    plane = max(1, math.prod(wanted[1:]))
+    rows = wanted[0] if image.device.type != "cpu" else max(1, _SLAB_VOXELS // plane)
+    for start in range(0, wanted[0], rows):
         slab = slice(start, start + rows)
         cell, weights = _cells([at[slab] for at in coordinates], shape, strides)
         values = _interpolate(flat_image, cell, weights, corners)
