@@ -6,12 +6,18 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.nets.hybrid import Hybrid
+from qinjing.nets.pyramid import PyramidTransformer
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
+from qinjing.nets.transunet import TransUNet
 from qinjing.nets.unet import UNet
 
 NETS: Mapping[str, Callable[..., nn.Module]] = {
     "subvoxel_unet": SubvoxelUNet,
     "unet": UNet,
+    "transunet": TransUNet,
+    "hybrid": Hybrid,
+    "pyramid": PyramidTransformer,
 }
 
-__all__ = ["NETS", "SubvoxelUNet", "UNet"]
+__all__ = ["NETS", "Hybrid", "PyramidTransformer", "SubvoxelUNet", "TransUNet", "UNet"]
