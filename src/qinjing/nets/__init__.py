@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.nets.baselines import segresnet, swin_unetr, unetr
 from qinjing.nets.hybrid import Hybrid
 from qinjing.nets.pyramid import PyramidTransformer
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
@@ -18,6 +19,9 @@ NETS: Mapping[str, Callable[..., nn.Module]] = {
     "transunet": TransUNet,
     "hybrid": Hybrid,
     "pyramid": PyramidTransformer,
+    "swin_unetr": swin_unetr,
+    "unetr": unetr,
+    "segresnet": segresnet,
 }
 
 __all__ = ["NETS", "Hybrid", "PyramidTransformer", "SubvoxelUNet", "TransUNet", "UNet"]
