@@ -76,6 +76,8 @@ class PyramidTransformer(SubvoxelUNet):
         from squeezed features).
     """
 
+    most_stages = 4
+
     def __init__(
         self,
         in_channels: int = 1,
