@@ -24,4 +24,14 @@ NETS: Mapping[str, Callable[..., nn.Module]] = {
     "segresnet": segresnet,
 }
 
-__all__ = ["NETS", "Hybrid", "PyramidTransformer", "SubvoxelUNet", "TransUNet", "UNet"]
+__all__ = [
+    "NETS",
+    "Hybrid",
+    "PyramidTransformer",
+    "SubvoxelUNet",
+    "TransUNet",
+    "UNet",
+    "segresnet",
+    "swin_unetr",
+    "unetr",
+]

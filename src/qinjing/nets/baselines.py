@@ -76,7 +76,7 @@ def unetr(
     """
     options = of_size(_UNETR, size, "unetr")
     d, h, w = (-(-n // 16) * 16 for n in patch_size)
-    net = _monai("UNETR")(
+    net: Any = _monai("UNETR")(
         in_channels,
         classes,
         img_size=(d, h, w)[3 - spatial_dims :],
@@ -84,6 +84,8 @@ def unetr(
         norm_name=_GROUP_NORM,
         **options,
     )
+    for block in net.vit.blocks:
+        block.norm_cross_attn = nn.Identity()  # MONAI makes one in any case and never uses it
     return Padded(net, (d, h, w), spatial_dims, largest=(d, h, w))
 
 

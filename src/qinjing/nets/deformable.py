@@ -122,7 +122,7 @@ def _corners(places: Tensor, shapes: Sequence[Triple]) -> tuple[Tensor, Tensor]:
     for axis, place in enumerate(places.unbind(-1)):
         lengths = [shape[axis] for shape in shapes]
         last = torch.tensor(lengths, device=places.device, dtype=torch.int32)[:, None] - 1
-        place = torch.minimum(place.clamp(min=0), last.float())
+        place = torch.clamp(place, torch.zeros_like(last).float(), last.float())
         low = place.detach().floor()
         part = place - low
         near = low.int()

@@ -49,8 +49,8 @@ class Size:
 # "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
 SIZES = {
     "tiny": Size((8, 16, 16), 1, 24, 1, 2, 2, 2),
-    "small": Size((32, 64, 128, 256), 2, 96, 2, 4, 2, 2),
-    "paper": Size((64, 128, 256, 320, 384), 2, 288, 6, 8, 2, 4),
+    "small": Size((32, 64, 128, 256), 2, 96, 2, 3, 2, 2),
+    "paper": Size((64, 128, 256, 320, 384), 2, 288, 6, 9, 2, 4),
 }
 
 
