@@ -1,4 +1,4 @@
-"""How time and memory of deformable attention grow with the number of voxels, beside full attention.
+"""How time and memory of deformable attention grow with the voxels, beside full attention.
 
 Deformable attention is measured on one map of 16³ to 64³ voxels, forwards and backwards, each size
 in a fresh process whose peak of memory (VmHWM) above the bare process counts; a straight line
@@ -125,9 +125,7 @@ def main() -> None:
     for mode in ("inference", "training"):
         train = mode == "training"
         points = [apart("deformable", side, train, wanted.seconds) for side in wanted.sides]
-        full = {
-            kind: apart(kind, FULL_AT, train, 0.0) for kind in ("full_held", "full_fused")
-        }
+        full = {kind: apart(kind, FULL_AT, train, 0.0) for kind in ("full_held", "full_fused")}
         (ours,) = [point for point in points if point["voxels"] == FULL_AT**3] or [{}]
         result[mode] = {
             "deformable": points,

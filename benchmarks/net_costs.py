@@ -79,7 +79,9 @@ def step(name: str, window: int, size: str) -> dict[str, float]:
     }
 
 
-def seconds(names: list[str], window: int, size: str, precision: str, rounds: int) -> dict[str, Any]:
+def seconds(
+    names: list[str], window: int, size: str, precision: str, rounds: int
+) -> dict[str, Any]:
     """CPU seconds of one inference of each net, in turns in this process; the median counts."""
     image = torch.randn(1, CHANNELS, window, window, window)
     taken: dict[str, list[float]] = {name: [] for name in names}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.nets.test_nets import BASELINES, make
 
 from qinjing.nets import NETS
-from tests.nets.test_nets import BASELINES, make
 
 # torch's own exporter still uses what torch calls outdated.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

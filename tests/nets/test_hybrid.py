@@ -23,7 +23,11 @@ def image() -> torch.Tensor:
 def test_what_the_paths_give_is_what_is_decoded(image: torch.Tensor) -> None:
     net = make()
     paths = net.paths(image)
-    assert [tuple(kept.shape[1:]) for kept, _ in paths] == [(8, 8, 8, 12), (16, 4, 4, 6), (16, 2, 2, 3)]
+    assert [tuple(kept.shape[1:]) for kept, _ in paths] == [
+        (8, 8, 8, 12),
+        (16, 4, 4, 6),
+        (16, 2, 2, 3),
+    ]
     folded, _ = net.encode(image)
     decoded = net.decode(folded, [kept + given for kept, given in paths], image.shape)
     torch.testing.assert_close(decoded, net(image), rtol=1e-4, atol=1e-5)

@@ -12,17 +12,17 @@ from qinjing.errors import ConfigError
 from qinjing.nets.blocks import Triple, of_size, pad_to_multiple
 
 # Of each net the sizes' own arguments; "paper" is the size that its authors publish.
-_SWIN_UNETR = {
+_SWIN_UNETR: dict[str, dict[str, Any]] = {
     "tiny": {"feature_size": 12, "depths": (1, 1, 1, 1)},
     "small": {"feature_size": 12},
     "paper": {"feature_size": 48},
 }
-_UNETR = {
+_UNETR: dict[str, dict[str, Any]] = {
     "tiny": {"feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "num_heads": 2},
     "small": {"feature_size": 8, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6},
     "paper": {"feature_size": 16, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12},
 }
-_SEGRESNET = {
+_SEGRESNET: dict[str, dict[str, Any]] = {
     "tiny": {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)},
     "small": {"init_filters": 16},
     "paper": {"init_filters": 32},
@@ -105,7 +105,7 @@ def segresnet(
 
     Source: arXiv:1810.11654 (Myronenko), without its auto-encoder.
     """
-    options: dict[str, Any] = of_size(_SEGRESNET, size, "segresnet")
+    options = of_size(_SEGRESNET, size, "segresnet")
     net = _monai("SegResNet")(
         spatial_dims, in_channels=in_channels, out_channels=classes, **options
     )

@@ -167,7 +167,7 @@ class _WeightedRows(torch.autograd.Function):
         return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
         table, rows, weights = ctx.saved_tensors
         gradient = gradient.contiguous()
         with torch.enable_grad():

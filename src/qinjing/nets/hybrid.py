@@ -102,9 +102,7 @@ class Hybrid(SubvoxelUNet):
             if self.first
             else None
         )
-        inputs = [chosen.channels // 2] * self.first + [chosen.channels] * len(
-            widths[self.first :]
-        )
+        inputs = [chosen.channels // 2] * self.first + [chosen.channels] * len(widths[self.first :])
         self.joints = nn.ModuleList(map(Gate, widths, inputs))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -188,9 +188,11 @@ class Attention(nn.Module):
         A window is no longer than the slice. Shifted windows begin half a window before the first
         voxel; places outside of the slice are not seen, and nothing wraps around.
         """
-        b, d, h, w, c = x.shape
+        b, d, h, w, _ = x.shape
         sizes = (min(window, h), min(window, w))
-        near = [size // 2 if shifted and size < n else 0 for size, n in zip(sizes, (h, w), strict=True)]
+        near = [
+            size // 2 if shifted and size < n else 0 for size, n in zip(sizes, (h, w), strict=True)
+        ]
         far = [-(n + lead) % size for n, lead, size in zip((h, w), near, sizes, strict=True)]
         packed = self.queries_keys_values(self.norm(x))
         mask = None

@@ -36,7 +36,7 @@ def to_map(tokens: Tensor, shape: Triple) -> Tensor:
 def sine_positions(shape: Triple, channels: int, device: torch.device) -> Tensor:
     """Encode where each voxel of a map lies, by sines and cosines of several wavelengths.
 
-    Along each axis a voxel centre's place in 0..2π is divided by 10000^(i/n), i < n = channels // 6.
+    Along each axis a centre's place in 0..2π is divided by 10000^(i/n), i < n = channels // 6.
     They hold no parameters and fit every size, and maps of several resolutions agree.
 
     Shapes: → (D·H·W, channels) float32; channels over a multiple of six are zero.
