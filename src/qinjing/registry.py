@@ -25,6 +25,29 @@ def names(table: Mapping[str, Callable[..., T]], kind: str) -> list[str]:
     return [*table, *(name for name in outside if name not in table)]
 
 
+def constructor(table: Mapping[str, Callable[..., T]], kind: str, name: str) -> Callable[..., T]:
+    """Return what builds the entry called `name`.
+
+    Args:
+        table: name → constructor.
+        kind: the singular word for one entry, used in messages and entry points.
+        name: which entry.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    if name in table:
+        return table[name]
+    for point in entry_points(group=f"qinjing.{kind}s"):
+        if point.name == name:
+            found: Callable[..., T] = point.load()
+            return found
+    known = names(table, kind)
+    close = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {close[0]}?" if close else "see `qinjing info`"
+    raise ConfigError(kind, f"one of {', '.join(known)}", name, advice=advice)
+
+
 def build(table: Mapping[str, Callable[..., T]], kind: str, name: str, **options: Any) -> T:
     """Build the entry called `name` with plain keyword arguments.
 
@@ -37,21 +60,12 @@ def build(table: Mapping[str, Callable[..., T]], kind: str, name: str, **options
     Raises:
         ConfigError: no such name, or an option that the constructor does not take.
     """
-    constructor = table.get(name)
-    if constructor is None:
-        for point in entry_points(group=f"qinjing.{kind}s"):
-            if point.name == name:
-                constructor = point.load()
-    if constructor is None:
-        known = names(table, kind)
-        close = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {close[0]}?" if close else "see `qinjing info`"
-        raise ConfigError(kind, f"one of {', '.join(known)}", name, advice=advice)
-    parameters = inspect.signature(constructor).parameters
+    make = constructor(table, kind, name)
+    parameters = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [key for key in options if key not in parameters]
     if unknown and not takes_any:
         raise ConfigError(
             f"{kind} option", f"one of {', '.join(parameters)}", unknown[0], where=name
         )
-    return constructor(**options)
+    return make(**options)

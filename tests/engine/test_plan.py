@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from qinjing.config import read_config, write_json
 from qinjing.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from qinjing.engine.plan import Plan, make_plan, patch_size, stages, target_spacing_mm
+from qinjing.nets import NETS
 
 
 def fingerprint(
@@ -72,6 +74,12 @@ def test_a_prediction_keeps_one_piece_only_where_every_truth_is_one() -> None:
     assert not make_plan(seen, device="cpu", threads=1).one_piece
 
 
+def test_wider_stages_learn_at_a_lower_rate() -> None:
+    small = make_plan(fingerprint((36, 50, 35), [(1.0, 1.0, 1.0)]), device="cpu", threads=1)
+    thick = make_plan(fingerprint((10, 144, 144), [(8.0, 1.5, 1.5)]), device="cpu", threads=1)
+    assert (small.fit.learning_rate, thick.fit.learning_rate) == (4e-3, 2e-3)
+
+
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:
     assert target_spacing_mm(fingerprint((9, 9, 9), [(1.0, 2.0, 2.0), (1.0, 1.0, 1.0)])) == (
         1.0, 1.5, 1.5,
@@ -92,13 +100,38 @@ def test_prediction_mirrors_only_what_training_did() -> None:
     assert all(transform["name"] != "flip" for transform in plan.augmentation)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("net", ["subvoxel_unet", "unet"])
+@pytest.mark.parametrize(
+    ("device", "net"), [("cuda", "subvoxel_unet"), ("cuda", "unet"), *(("cpu", n) for n in NETS)]
+)
 def test_a_plan_survives_json_and_its_net_runs(device: str, net: str, tmp_path: Path) -> None:
+    if not isinstance(NETS[net], type):  # another package builds it
+        pytest.importorskip("monai")
+        pytest.importorskip("einops")
     plan = make_plan(fingerprint((10, 40, 40), [(8, 1.5, 1.5)]), device=device, threads=2, net=net)
     write_json(tmp_path / "plan.json", plan)
     again = read_config(tmp_path / "plan.json", Plan)
     write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_text() == (tmp_path / "plan.json").read_text()
     with torch.no_grad():
-        assert again.model.build().eval()(torch.zeros(1, 1, 10, 40, 40)).shape[1] == 2
+        assert again.model.build().eval()(torch.zeros(1, 1, *plan.patch_size)).shape[1] == 2
+
+
+def test_a_net_gets_what_its_constructor_takes() -> None:
+    flat, large = fingerprint((1, 64, 64), [(1, 1, 1)]), fingerprint((128,) * 3, [(1, 1, 1)])
+
+    def options(seen: Fingerprint, device: str, net: str) -> dict[str, Any]:
+        return make_plan(seen, device=device, threads=1, net=net).model.options
+
+    cpu, cuda = options(large, "cpu", "unet"), options(large, "cuda", "unet")
+    assert (cpu["size"], cuda["size"]) == ("small", "paper") and "widths" not in cpu
+    assert options(large, "cuda", "subvoxel_unet")["widths"][:2] == (64, 128)
+    # The finest stage of a net that folds halves; the pyramid has four levels and no more.
+    for net, first, count in (("unet", 1, 5), ("hybrid", 2, 5), ("pyramid", 2, 4)):
+        strides = options(large, "cuda", net)["strides"]
+        assert strides[0] == (first,) * 3 and len(strides) == count
+    assert options(flat, "cpu", "unetr")["spatial_dims"] == 2
+    assert options(large, "cpu", "unetr")["spatial_dims"] == 3
+    assert options(large, "cpu", "unetr")["patch_size"][0] > 32
+    assert set(options(large, "cpu", "segresnet")) == {
+        "in_channels", "classes", "size", "spatial_dims",
+    }  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from qinjing.errors import ConfigError
 
 Triple = tuple[int, int, int]
+Stages = tuple[tuple[int, ...], tuple[Triple, ...], tuple[Triple, ...]]
+T = TypeVar("T")
 
 
 def norm(channels: int) -> nn.Module:
@@ -115,6 +118,44 @@ def pad_to_multiple(x: Tensor, multiple: Triple) -> Tensor:
         return x
     d, h, w = missing
     return F.pad(x, (0, w, 0, h, 0, d), mode="replicate")
+
+
+def of_size(sizes: Mapping[str, T], size: str, where: str) -> T:
+    """Return what a network's table of sizes holds under a name.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if size not in sizes:
+        raise ConfigError("size", f"one of {', '.join(sizes)}", size, where=where)
+    return sizes[size]
+
+
+def complete_stages(
+    usual: Sequence[int],
+    widths: Sequence[int] | None,
+    strides: Sequence[Triple] | None,
+    kernels: Sequence[Triple] | None,
+    first: Triple,
+) -> Stages:
+    """Fill in what a caller left out of the stages of a network.
+
+    Args:
+        usual: widths of the chosen size; cut, or its last one repeated, to fit given strides.
+        widths: channels of each stage, finest first, or None.
+        strides: along (D, H, W), or None for `first`, then 2 along every axis.
+        kernels: along (D, H, W), or None for 3 along every axis.
+        first: stride of the first stage where none is given.
+
+    Raises:
+        ConfigError: the three do not fit together.
+    """
+    given = next((len(option) for option in (widths, strides, kernels) if option), len(usual))
+    widths = tuple(widths or [*usual, *[usual[-1]] * given][:given])
+    strides = tuple(strides or [first, *[(2, 2, 2)] * (given - 1)])
+    kernels = tuple(kernels or [(3, 3, 3)] * given)
+    check_stages(widths, strides, kernels)
+    return widths, strides, kernels
 
 
 def check_stages(

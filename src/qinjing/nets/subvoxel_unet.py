@@ -38,7 +38,8 @@ class SubvoxelUNet(nn.Module):
         widths: channels of each stage, finest first.
         strides: of each stage along (D, H, W); the first is the block of voxels that is folded.
         kernels: of each stage along (D, H, W), odd.
-        blocks: residual blocks per encoder stage; decoders have one.
+        blocks: residual blocks per encoder stage, the entry of the first counting as one; decoders
+            have one.
 
     Raises:
         ConfigError: widths, strides and kernels do not fit together.
@@ -46,6 +47,8 @@ class SubvoxelUNet(nn.Module):
     Source: arXiv:1505.04597 (U-Net), arXiv:1512.03385 (residual blocks), arXiv:1609.05158
         (sub-pixel convolution), arXiv:1409.5185 (deep supervision).
     """
+
+    folds = True
 
     def __init__(
         self,
@@ -92,15 +95,29 @@ class SubvoxelUNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        d, h, w = x.shape[-3:]
+        folded, maps = self.encode(x)
+        return self.decode(folded, maps, x.shape)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the folded image and the feature map of every stage, finest first.
+
+        Shapes: (B, in_channels, D, H, W) → (B, in_channels·fold, D', H', W'), a (B, width, …) each.
+        """
         folded = voxels_to_channels(pad_to_multiple(x, self.multiple), self.fold)
-        skips, y = [], folded
+        maps, y = [], folded
         for encoder in self.encoders:
             y = encoder(y)
-            skips.append(y)
-        y, coarse = skips.pop(), []
+            maps.append(y)
+        return folded, maps
+
+    def decode(
+        self, folded: Tensor, maps: list[Tensor], shape: Sequence[int]
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return logits of an image of `shape` from what `encode` returned, as `forward` does."""
+        d, h, w = shape[-3:]
+        y, coarse = maps[-1], []
         for level in reversed(range(len(self.decoders))):
-            y = self.decoders[level](torch.cat([skips[level], self.ups[level](y)], dim=1))
+            y = self.decoders[level](torch.cat([maps[level], self.ups[level](y)], dim=1))
             if self.training:
                 coarse.append(self.deep_heads[level](y))
         y = self.head(torch.cat([y, folded.to(y.dtype)], dim=1))

@@ -8,7 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
-from qinjing.nets.blocks import ConvNorm, Triple, check_stages, pad_to_multiple, total_stride
+from qinjing.nets.blocks import (
+    ConvNorm,
+    Triple,
+    complete_stages,
+    of_size,
+    pad_to_multiple,
+    total_stride,
+)
+
+# "paper": 34.5 million parameters with four channels and four classes, Table 2 of the survey.
+WIDTHS = {
+    "tiny": (4, 8, 16),
+    "small": (16, 32, 64, 128),
+    "paper": (40, 80, 160, 320, 624),
+}
 
 
 class UNet(nn.Module):
@@ -19,12 +33,14 @@ class UNet(nn.Module):
     Args:
         in_channels: image channels.
         classes: background included.
-        widths: channels of each stage, finest first.
+        widths: channels of each stage, finest first; those of the size where None.
         strides: of each stage along (D, H, W); the first stage is at full resolution.
         kernels: of each stage along (D, H, W), odd.
+        size: "tiny", "small" or "paper".
 
     Raises:
-        ConfigError: widths, strides and kernels do not fit together, or the first stride is not 1.
+        ConfigError: widths, strides and kernels do not fit together, the first stride is not 1, or
+            there is no such size.
 
     Source: arXiv:1505.04597 (U-Net), arXiv:1606.06650 (3D U-Net).
     """
@@ -33,12 +49,14 @@ class UNet(nn.Module):
         self,
         in_channels: int = 1,
         classes: int = 2,
-        widths: Sequence[int] = (16, 32, 64, 128),
-        strides: Sequence[Triple] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
-        kernels: Sequence[Triple] = ((3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        widths: Sequence[int] | None = None,
+        strides: Sequence[Triple] | None = None,
+        kernels: Sequence[Triple] | None = None,
+        size: str = "small",
     ) -> None:
         super().__init__()
-        check_stages(widths, strides, kernels)
+        usual = of_size(WIDTHS, size, "unet")
+        widths, strides, kernels = complete_stages(usual, widths, strides, kernels, (1, 1, 1))
         if max(strides[0]) > 1:
             raise ConfigError("first stride", "(1, 1, 1)", strides[0], where="unet")
         self.multiple = total_stride(strides)
@@ -62,6 +80,7 @@ class UNet(nn.Module):
                     ConvNorm(width, width, kernels[level]),
                 )
             )
+        self.bottom: nn.Module = nn.Identity()
         self.head = nn.Conv3d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +90,7 @@ class UNet(nn.Module):
         for encoder in self.encoders:
             y = encoder(y)
             skips.append(y)
-        y = skips.pop()
+        y = self.bottom(skips.pop())
         for level in reversed(range(len(self.decoders))):
             y = self.decoders[level](torch.cat([skips[level], self.ups[level](y)], dim=1))
         return self.head(y)[..., :d, :h, :w]

@@ -1,0 +1,238 @@
+"""The method of the survey: convolutions and deformable attention side by side, joined by gates.
+
+A path of convolutions sees detail. A path of deformable attention sees the whole patch: its tokens
+are the voxels of all scales from 1/4 downwards, and each looks at places that it chooses in all of
+them. At every scale a gate decides, voxel by voxel and channel by channel, how much of either goes
+on to the decoder; `gates` tells the shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qinjing.errors import ConfigError
+from qinjing.nets.blocks import Triple, complete_stages, norm, of_size
+from qinjing.nets.deformable import DeformableAttention
+from qinjing.nets.subvoxel_unet import SubvoxelUNet
+from qinjing.nets.transformer import FeedForward, SelfAttention, sine_positions, to_map, to_tokens
+
+ATTENTIONS = ("deformable", "full", "identity")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How large a hybrid is.
+
+    Attributes:
+        widths: channels of each stage of the convolutions, finest first.
+        blocks: residual blocks a stage.
+        channels: of a token.
+        depth: transformer blocks.
+        heads: of each of them.
+        points: places that a head looks at in each scale.
+        ratio: of the feed-forward part's hidden channels.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int
+    channels: int
+    depth: int
+    heads: int
+    points: int
+    ratio: int
+
+
+# "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
+SIZES = {
+    "tiny": _Size((8, 16, 16), 1, 24, 1, 2, 2, 2),
+    "small": _Size((32, 64, 128, 256), 2, 96, 2, 3, 2, 2),
+    "paper": _Size((64, 128, 256, 320, 384), 2, 288, 6, 9, 2, 4),
+}
+
+
+class Hybrid(SubvoxelUNet):
+    """Convolutions and deformable attention side by side, joined at every scale by gates.
+
+    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
+    returns a tuple: full-resolution logits first, then one coarser map per decoder level.
+
+    Args:
+        in_channels: image channels.
+        classes: background included.
+        widths: channels of each stage of the convolutions, finest first; the size's where None.
+        strides: of each stage along (D, H, W); the first is the block of voxels that is folded.
+        kernels: of each stage along (D, H, W), odd.
+        size: "tiny", "small" or "paper"; it decides the transformer.
+        attention: "deformable"; "full" compares every token with every token; "identity" leaves the
+            transformer blocks out, to see what they are worth.
+
+    Raises:
+        ConfigError: widths, strides and kernels do not fit together, or there is no such size or
+            attention.
+
+    Source: arXiv:2010.04159 (Deformable DETR), arXiv:2103.03024 (CoTr: convolutions with deformable
+        attention in three dimensions), arXiv:1505.00387 (gates, Highway Networks).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        classes: int = 2,
+        widths: Sequence[int] | None = None,
+        strides: Sequence[Triple] | None = None,
+        kernels: Sequence[Triple] | None = None,
+        size: str = "small",
+        attention: str = "deformable",
+    ) -> None:
+        chosen = of_size(SIZES, size, "hybrid")
+        if attention not in ATTENTIONS:
+            raise ConfigError("attention", f"one of {', '.join(ATTENTIONS)}", attention)
+        widths, strides, kernels = complete_stages(
+            chosen.widths, widths, strides, kernels, (2, 2, 2)
+        )
+        super().__init__(in_channels, classes, widths, strides, kernels, chosen.blocks)
+        self.first = min(1, len(widths) - 1)  # the finest scale that has tokens
+        self.context = ContextPath(widths[self.first :], chosen, attention)
+        self.rise = (
+            nn.ConvTranspose3d(chosen.channels, chosen.channels // 2, strides[1], strides[1])
+            if self.first
+            else None
+        )
+        inputs = [chosen.channels // 2] * self.first + [chosen.channels] * len(widths[self.first :])
+        self.joints = nn.ModuleList(map(Gate, widths, inputs))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        folded, local = self.encode(x)
+        context = self._context(local)
+        joined = [joint(*maps) for joint, *maps in zip(self.joints, local, context, strict=True)]
+        return self.decode(folded, joined, x.shape)
+
+    def paths(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what each path gives to each scale, finest first; a scale's sum goes on.
+
+        Shapes: (B, in_channels, D, H, W) → a pair of (B, width, D', H', W') each: convolutions,
+        attention.
+        """
+        _, local = self.encode(x)
+        return [
+            joint.parts(*maps)  # type: ignore[operator]
+            for joint, *maps in zip(self.joints, local, self._context(local), strict=True)
+        ]
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Return the share of attention in what each scale passes on.
+
+        The share is Σ|attention's part| / (Σ|attention's part| + Σ|convolutions' part|).
+
+        Shapes: (B, in_channels, D, H, W) → (B, scales) in 0..1, finest first.
+        """
+        sums = [[part.abs().flatten(1).sum(1) for part in pair] for pair in self.paths(x)]
+        return torch.stack([given / (given + kept) for kept, given in sums], dim=1)
+
+    def _context(self, local: list[Tensor]) -> list[Tensor]:
+        """What the transformer path has for every scale."""
+        context = self.context(local[self.first :])
+        return context if self.rise is None else [self.rise(context[0]), *context]
+
+
+class ContextPath(nn.Module):
+    """A transformer over the voxels of several scales at once.
+
+    Shapes: a (B, width, D, H, W) each → a (B, channels, D, H, W) each, finest first.
+
+    Args:
+        widths: of the maps.
+        size: channels, depth, heads, points and ratio.
+        attention: "deformable", "full" or "identity".
+
+    Source: arXiv:2010.04159 (Deformable DETR's encoder), arXiv:2103.03024 (CoTr).
+    """
+
+    def __init__(self, widths: Sequence[int], size: _Size, attention: str) -> None:
+        super().__init__()
+        self.entries = nn.ModuleList(nn.Linear(width, size.channels) for width in widths)
+        self.scale = nn.Parameter(0.02 * torch.randn(len(widths), size.channels))
+        depth = 0 if attention == "identity" else size.depth
+        self.blocks = nn.ModuleList(
+            ContextBlock(size, len(widths), attention == "deformable") for _ in range(depth)
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        shapes: list[Triple] = [(x.shape[2], x.shape[3], x.shape[4]) for x in maps]
+        tokens = torch.cat(
+            [
+                entry(to_tokens(x)) + scale
+                for x, entry, scale in zip(maps, self.entries, self.scale, strict=True)
+            ],
+            dim=1,
+        )
+        channels = tokens.shape[-1]
+        if self.blocks:
+            places = [sine_positions(shape, channels, tokens.device) for shape in shapes]
+            positions = torch.cat(places)
+            for block in self.blocks:
+                tokens = block(tokens, positions, shapes)
+        parts = tokens.split([d * h * w for d, h, w in shapes], dim=1)
+        return [to_map(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class ContextBlock(nn.Module):
+    """Attention over the tokens of all scales, then a feed-forward part.
+
+    Shapes: tokens (B, N, C), positions (N, C) → (B, N, C).
+
+    Source: arXiv:2010.04159 (Deformable DETR), arXiv:2002.04745 (normalisation first).
+    """
+
+    def __init__(self, size: _Size, scales: int, deformable: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size.channels)
+        self.deformable = deformable
+        self.attention = (
+            DeformableAttention(size.channels, size.heads, scales, size.points)
+            if deformable
+            else SelfAttention(size.channels, size.heads)
+        )
+        self.forward_part = FeedForward(size.channels, size.ratio)
+
+    def forward(self, tokens: Tensor, positions: Tensor, shapes: Sequence[Triple]) -> Tensor:
+        values = self.norm(tokens)
+        where = (shapes,) if self.deformable else ()
+        tokens = tokens + self.attention(values + positions, values, *where)
+        return tokens + self.forward_part(tokens)
+
+
+class Gate(nn.Module):
+    """Join two maps: (1 − g)·local + g·context, g = σ(a convolution of both).
+
+    Shapes: (B, width, D, H, W), (B, channels, D, H, W) → (B, width, D, H, W).
+
+    Args:
+        width: of the local map.
+        channels: of the context, which is brought to `width` and normalised first.
+
+    Source: arXiv:1505.00387 (Highway Networks).
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.entry = nn.Sequential(nn.Conv3d(channels, width, 1, bias=False), norm(width))
+        self.gate = nn.Conv3d(2 * width, width, 1)
+        nn.init.constant_(self.gate.bias, -1.0)  # type: ignore[arg-type]  # convolutions lead
+
+    def forward(self, local: Tensor, context: Tensor) -> Tensor:
+        context, gate = self._open(local, context)
+        return local + gate * (context - local)
+
+    def parts(self, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both terms of the sum, local first."""
+        context, gate = self._open(local, context)
+        return (1 - gate) * local, gate * context
+
+    def _open(self, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        context = self.entry(context)
+        return context, torch.sigmoid(self.gate(torch.cat([local, context], dim=1)))
