@@ -27,6 +27,8 @@ ATTENTIONS = ("deformable", "full", "identity")
 class _Size:
     """How large a hybrid is.
 
+    Shapes: maps (B, width, D, H, W), tokens (B, N, channels).
+
     Attributes:
         widths: channels of each stage of the convolutions, finest first.
         blocks: residual blocks a stage.
@@ -35,6 +37,8 @@ class _Size:
         heads: of each of them.
         points: places that a head looks at in each scale.
         ratio: of the feed-forward part's hidden channels.
+
+    Source: arXiv:2010.04159 (Deformable DETR), whose options of attention these are.
     """
 
     widths: tuple[int, ...]

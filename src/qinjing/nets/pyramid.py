@@ -22,12 +22,16 @@ from qinjing.nets.transformer import FeedForward, check_heads
 class _Size:
     """How large a pyramid is.
 
+    Shapes: maps (B, width, D, H, W), tokens of a window (B, window², width).
+
     Attributes:
         widths: channels of each level, finest first.
         depth: transformer blocks a level.
         head: channels of one head, a divisor of every width.
         window: voxels along H and W that see each other within a slice.
         ratio: of the feed-forward part's hidden channels.
+
+    Source: arXiv:2103.14030 (Swin), whose options these are.
     """
 
     widths: tuple[int, ...]
