@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qinjing.engine.checkpoint import load_tensors, save_tensors
 from qinjing.engine.device import Execution
-from qinjing.engine.fit import FitConfig, Progress, fit, learning_rate
+from qinjing.engine.fit import FitConfig, Progress, _watch_budget, fit, learning_rate
 from qinjing.engine.log import read_events
 from qinjing.errors import ConfigError, FormatError
 from qinjing.nets import UNet
@@ -105,15 +105,41 @@ def test_a_budget_ends_the_run(tmp_path: Path) -> None:
     assert 1.5 < result.seconds < 6.0
 
 
-def test_shortening_keeps_the_learning_rate_continuous() -> None:
+def test_a_slow_start_does_not_cost_the_rest_of_the_budget() -> None:
+    config = FitConfig(steps=1000, budget_s=100.0)
+    progress = Progress(1000, step=20, seconds=20.0)  # one second a step
+    _watch_budget(progress, config)
+    assert progress.steps == 100
+    progress.step, progress.seconds = 80, 24.0  # since then fifteen steps a second
+    _watch_budget(progress, config)
+    assert progress.steps == 80 + int(76 / 0.3)
+    before = learning_rate(progress.share(80), config)
+    progress.ending, progress.seconds = True, 9.0
+    _watch_budget(progress, config)
+    assert progress.steps == 80 + int(76 / 0.3)  # a cool-down is not taken back
+    progress.ending = False
+    _watch_budget(progress, config)
+    assert progress.steps == 80 + int(91 / (9 / 80))
+    progress.seconds = 1.0
+    _watch_budget(progress, config)
+    assert progress.steps == 1000  # never more than planned
+    assert learning_rate(progress.share(80), config) == pytest.approx(before)
+
+
+def test_another_end_keeps_the_learning_rate_continuous() -> None:
     config = FitConfig(steps=1000)
     progress = Progress(1000, step=400)
     before = learning_rate(progress.share(400), config)
-    progress.shorten(500)
+    progress.end_after(500)
     assert learning_rate(progress.share(400), config) == pytest.approx(before)
     assert progress.share(500) == pytest.approx(1.0)
-    progress.shorten(900)
-    assert progress.steps == 500  # never longer again
+    progress.step = 450
+    before = learning_rate(progress.share(450), config)
+    progress.end_after(900)
+    assert learning_rate(progress.share(450), config) == pytest.approx(before)
+    assert progress.share(900) == pytest.approx(1.0)
+    progress.end_after(10)
+    assert progress.steps == 451
 
 
 def test_the_learning_rate_is_torchs_cosine_after_the_rise() -> None:

@@ -73,6 +73,7 @@ class Progress:
         anchor: the share of the schedule that was behind it then.
         best: the best score so far.
         stale: validations since then.
+        ending: a plateau has begun the cool-down, which nothing lengthens any more.
         score: the last validation's.
         seconds: wall time spent, over all resumptions.
     """
@@ -83,6 +84,7 @@ class Progress:
     anchor: float = 0.0
     best: float = -math.inf
     stale: int = 0
+    ending: bool = False
     score: float = math.nan
     seconds: float = 0.0
 
@@ -91,10 +93,10 @@ class Progress:
         ahead = max(1, self.steps - self.anchor_step)
         return self.anchor + (1 - self.anchor) * (step - self.anchor_step) / ahead
 
-    def shorten(self, steps: int) -> None:
+    def end_after(self, steps: int) -> None:
         """End after `steps` steps in all, without a jump of the learning rate."""
         self.anchor = self.share(self.step)
-        self.anchor_step, self.steps = self.step, max(self.step + 1, min(steps, self.steps))
+        self.anchor_step, self.steps = self.step, max(self.step + 1, steps)
 
 
 @dataclass(frozen=True)
@@ -285,18 +287,21 @@ def _watch_plateau(progress: Progress, score: float, config: FitConfig) -> None:
     progress.stale = 0 if score > progress.best else progress.stale + 1
     progress.best = max(progress.best, score)
     if progress.stale >= config.patience and progress.step < progress.steps:
-        progress.shorten(progress.step + max(1, progress.steps // 10))
-        progress.stale = 0
+        end = progress.step + max(1, progress.steps // 10)
+        progress.end_after(min(end, progress.steps))
+        progress.stale, progress.ending = 0, True
 
 
 def _watch_budget(progress: Progress, config: FitConfig) -> None:
-    """End sooner where the machine turned out slower than planned."""
+    """End sooner where the machine is slower than planned, and as planned once it no longer is."""
     if config.budget_s is None or progress.step % 20 or progress.step >= progress.steps:
         return
     per_step = progress.seconds / progress.step
     affordable = progress.step + int((config.budget_s - progress.seconds) / per_step)
-    if affordable < 0.98 * progress.steps:
-        progress.shorten(affordable)
+    most = progress.steps if progress.ending else config.steps
+    wanted = min(affordable, most)
+    if abs(wanted - progress.steps) > 0.02 * progress.steps:
+        progress.end_after(wanted)
 
 
 def _save(
