@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.losses.betti_matching import BettiMatchingLoss
 from qinjing.losses.centreline import CentrelineDiceLoss
 from qinjing.losses.composite import DiceCrossEntropyLoss, deep_supervision
 from qinjing.losses.cross_entropy import CrossEntropyLoss
@@ -17,11 +18,13 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "dice": DiceLoss,
     "cross_entropy": CrossEntropyLoss,
     "topology": TopologyLoss,
+    "betti_matching": BettiMatchingLoss,
     "cldice": CentrelineDiceLoss,
 }
 
 __all__ = [
     "LOSSES",
+    "BettiMatchingLoss",
     "CentrelineDiceLoss",
     "CrossEntropyLoss",
     "DiceCrossEntropyLoss",
