@@ -8,12 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from tests.losses.test_persistence import random_image
 from tests.losses.test_topology import logits_of, ring
 
 from qinjing.errors import ConfigError, GeometryError
 from qinjing.losses import BettiMatchingLoss, TopologyLoss
-from qinjing.losses.persistence import Matching, match_features, persistence_pairs
+from qinjing.losses.persistence import match_features, persistence_pairs
 
 pytest.importorskip("numba")
 
@@ -118,15 +117,22 @@ def by_definition(
     return marked, reaching, left, clear
 
 
+def random_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A small map, often with few values, 0 and 1 among them, and a truth that is like it."""
+    shape = rng.integers(3, 9, 2) if rng.random() < 0.5 else rng.integers(2, 6, 3)
+    image = rng.random(shape)
+    if rng.random() < 0.4:
+        image = np.round(image * 4) / 4
+    truth = image + rng.uniform(0, 0.5) * rng.normal(size=shape) > rng.uniform(0.2, 0.8)
+    return image, truth
+
+
 def check_against_definition(seeds: range) -> Counter:
     """Compare, and count the dimensions that were compared to the end and matched something."""
     seen: Counter = Counter()
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        image = random_image(rng).astype(float)
-        image = image[tuple(slice(0, 7 if image.ndim == 2 else 4) for _ in image.shape)]
-        image = (image - image.min()) / max(np.ptp(image), 1e-9)  # 0 and 1 are there
-        truth = (image + rng.uniform(0, 1) * rng.normal(size=image.shape)) > rng.uniform(0.2, 0.8)
+        image, truth = random_pair(rng)
         marked, reaching, left, clear = by_definition(image, truth)
         own_reaching = image_bars_of(image, truth)
         for dimension, (pairs, partners, missed) in enumerate(match_features(image, truth)):
@@ -165,13 +171,13 @@ def image_bars_of(image: np.ndarray, truth: np.ndarray) -> list[Counter]:
 
 
 def test_matching_equals_the_definition() -> None:
-    seen = check_against_definition(range(150))
-    assert seen[0] > 20 and seen[1] > 20 and seen[2] > 0 and seen["unmatched"] > 20, seen
+    seen = check_against_definition(range(400))
+    assert min(seen[0], seen[1], seen["unmatched"]) > 20 and seen[2] > 3, seen
 
 
 @pytest.mark.slow
 def test_matching_equals_the_definition_on_many_images() -> None:
-    check_against_definition(range(150, 2000))
+    check_against_definition(range(400, 4000))
 
 
 def prices(*parts: float) -> float:
@@ -238,7 +244,7 @@ def test_a_right_answer_costs_nothing_and_the_slope_mends_what_is_wrong() -> Non
     assert (slope != 0).sum() <= 8
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 7, 8)], ids=["3-D", "one slice"])
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 6, 7)], ids=["3-D", "one slice"])
 def test_slope_equals_finite_differences(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(size=(1, 3, *shape))).requires_grad_()
@@ -259,9 +265,9 @@ def test_pairs_are_those_of_each_map_alone() -> None:
 
 
 def test_a_matching_of_a_map_with_itself_is_the_whole() -> None:
-    truth = np.random.default_rng(0).random((8, 9, 10)) > 0.5
-    matches: tuple[Matching, ...] = match_features(truth.astype(np.float32), truth)
-    for pairs, partners, missed in matches:
+    truth = np.random.default_rng(0).random((10, 9, 16))
+    truth = truth > np.where(np.arange(16) < 8, 0.97, 0.3)  # specks, and pores
+    for pairs, partners, missed in match_features(truth.astype(np.float32), truth):
         assert len(pairs) > 1 and (pairs == partners).all() and not len(missed)
 
 

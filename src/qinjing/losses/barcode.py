@@ -1,4 +1,7 @@
-"""What the losses on barcodes share: one map for each class, and the price of a matching."""
+"""What the losses on barcodes share: one map for each class, and the price of a matching.
+
+Source: Lacombe et al. 2018, arXiv:1805.08331, section 2 (diagrams and the diagonal).
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,6 @@ class BarcodeLoss(nn.Module):
 
     Raises:
         ConfigError: a weight is out of range.
-
-    Source: Lacombe et al. 2018, arXiv:1805.08331, section 2 (diagrams and the diagonal).
     """
 
     def __init__(self, weights: Sequence[float], where: str) -> None:

@@ -55,7 +55,10 @@ def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.nda
 
 
 class Matching(NamedTuple):
-    """The features of one dimension in a map and in the truth; places as in `persistence_pairs`."""
+    """The features of one dimension in a map and in the truth; places as in `persistence_pairs`.
+
+    Source: Stucki et al. 2023, arXiv:2211.15272.
+    """
 
     pairs: np.ndarray  # (n, 2) the map's
     partners: np.ndarray  # (n, 2) the truth's feature that each is matched with, −1 for none

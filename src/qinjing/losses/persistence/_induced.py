@@ -68,7 +68,9 @@ def pair_both(level: np.ndarray, union: np.ndarray, steps: np.ndarray) -> tuple[
     through = np.full(lower.size, -1)
     lives = lower[births_of_components] > upper[upper_components[:, 1]]
     through[births_of_components[lives]] = np.flatnonzero(lives)
-    found = [(components, through[components[:, 0]], upper_components)]
+    through = through[components[:, 0]]  # a peak opens one component of some length
+    through[lower[components[:, 0]] == lower[components[:, 1]]] = -1
+    found = [(components, through, upper_components)]
     for pairs, ends, bars in (
         (loops, ends_of_loops, upper_loops), (cavities, ends_of_cavities, upper_cavities),
     ):  # fmt: skip
