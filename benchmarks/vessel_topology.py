@@ -1,8 +1,8 @@
 """Does the topology term mend the topology of retinal vessels, at no cost in Dice?
 
-Two networks alike are trained for the same time, with Dice and cross-entropy and with the topology term
-added, on eyes of three subjects of CHASE_DB1, and measured on the four eyes of the other two. The Betti
-error of an eye is |Δ pieces| + |Δ loops| over the whole picture.
+Two networks alike are trained for the same time, with Dice and cross-entropy and with the topology
+term added, on eyes of three subjects of CHASE_DB1, and measured on the four eyes of the other two.
+The Betti error of an eye is |Δ pieces| + |Δ loops| over the whole picture.
 
     .venv/bin/python benchmarks/vessel_topology.py -i ../shared/data/chase_db1 --budget 5m \
         -o benchmarks/results/vessel_topology.json
@@ -85,8 +85,13 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.5)
     parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
-    options = {"boundary_weight": 0.0, "topology_weight": args.weight, "start": args.start,
-               "full": min(1.0, args.start + 0.25), "topology": {"weights": [1.0, 1.0, 0.0]}}  # fmt: skip
+    options = {
+        "boundary_weight": 0.0,
+        "topology_weight": args.weight,
+        "start": args.start,
+        "full": min(1.0, args.start + 0.25),
+        "topology": {"weights": [1.0, 1.0, 0.0]},
+    }
     variants = {
         PLAIN: Overrides(net=args.net, loss="dice_ce"),
         TOPOLOGY: Overrides(net=args.net, loss="shape", loss_options=options),

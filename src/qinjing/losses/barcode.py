@@ -50,7 +50,7 @@ class BarcodeLoss(nn.Module):
             raise ConfigError("weights", "three numbers, at least 0", weights, where=where)
         if find_spec("numba") is None:  # said now, not in the middle of a training
             advice = "pip install 'qinjing[topology]'"
-            raise ConfigError("numba", "installed for this loss", "nothing", where, advice=advice)
+            raise ConfigError("numba", "installed", "nothing", where=where, advice=advice)
         self.weights = tuple(weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
