@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qinjing.data.case import Dataset
-from qinjing.data.layouts import bids, monai, msd, nnunet, plain
+from qinjing.data.layouts import bids, brats, lits, monai, msd, nih_pancreas, nnunet, plain
 from qinjing.data.layouts.discover import count_channels, discover_labels
 from qinjing.data.layouts.files import group_channels
 from qinjing.data.readers import find_reader
@@ -29,6 +29,9 @@ LAYOUTS: dict[str, Layout] = {
     "msd": msd,
     "bids": bids,
     "monai": monai,
+    "brats": brats,
+    "lits": lits,
+    "nih_pancreas": nih_pancreas,
     "plain": plain,
 }
 
