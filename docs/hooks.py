@@ -38,7 +38,8 @@ def entries(name: str) -> dict[str, Any]:
 def first_sentence(entry: Any) -> str:
     """What an entry is, from its docstring."""
     if hasattr(entry, "suffixes"):
-        return ", ".join(f"`*{suffix}`" for suffix in entry.suffixes)
+        files = ", ".join(f"`*{suffix}`" for suffix in entry.suffixes)
+        return f"a folder with the {files} of one series" if entry.folder else files
     text = inspect.getdoc(entry) or ""
     return " ".join(re.split(r"\n\s*\n", text)[0].split())
 

@@ -57,10 +57,16 @@ def test_reader(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     assert inspect.getdoc(reader.read) and inspect.getdoc(reader.read_header)
     for suffix in reader.suffixes:
-        damaged = tmp_path / f"damaged{suffix}"
-        damaged.write_bytes(b"\x1f\x8b not an image")
+        if reader.folder:
+            pytest.importorskip("pydicom")
+            damaged, missing = tmp_path / "damaged", tmp_path / "missing"
+            damaged.mkdir()
+            (damaged / f"slice{suffix}").write_bytes(b"\x1f\x8b not an image")
+        else:
+            damaged, missing = tmp_path / f"damaged{suffix}", tmp_path / f"missing{suffix}"
+            damaged.write_bytes(b"\x1f\x8b not an image")
         for read in (reader.read, reader.read_header):
-            for path in (damaged, tmp_path / f"missing{suffix}"):
+            for path in (damaged, missing):
                 with pytest.raises(InputError, match=path.name):
                     read(path)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qinjing.data.fetch import SOURCES, Source, fetch
+from qinjing.data.fetch import BY_HAND, SOURCES, Source, fetch
 from qinjing.errors import ConfigError, FormatError, QinjingError
 
 
@@ -232,3 +232,18 @@ def test_sources_are_https_with_a_digest():
     for known in SOURCES.values():
         assert known.url.startswith("https://") and known.licence
         assert known.digest.split(":")[0] in ("md5", "sha256")
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_sets_behind_a_login_say_where_they_are(name, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{name} must be fetched by hand from https://") as told:
+        fetch(name, tmp_path / "data")
+    assert "folder" in str(told.value) and not (tmp_path / "data").exists()
+    with pytest.raises(ConfigError, match=name):
+        fetch("nope", tmp_path)
+
+
+def test_sources_are_those_that_monai_pins():
+    theirs = pytest.importorskip("monai.apps").DecathlonDataset
+    for name, source in SOURCES.items():
+        assert (source.url, source.digest) == (theirs.resource[name], f"md5:{theirs.md5[name]}")

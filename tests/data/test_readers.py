@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qinjing.data.nifti import write_nifti
-from qinjing.data.readers import READERS, read_volume, stem, suffix
+from qinjing.data.readers import FILE_SUFFIXES, read_volume, stem, suffix
 from qinjing.errors import FormatError
 from qinjing.volume import Volume
 
@@ -18,7 +18,7 @@ def test_stem(name, expected):
     assert stem(name) == expected
 
 
-@pytest.mark.parametrize("end", [end for reader in READERS.values() for end in reader.suffixes])
+@pytest.mark.parametrize("end", FILE_SUFFIXES)
 def test_every_suffix_reads(tmp_path, end):
     volume = Volume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.eye(4))
     write_nifti(tmp_path / f"x{end}", volume)

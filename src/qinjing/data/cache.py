@@ -118,9 +118,12 @@ def _key(case: Case, preprocessing: Preprocessing) -> _CacheKey:
     """Name the sources by place, size and time of change: hashing them again would cost a read."""
     digest = hashlib.sha256()
     for path in (*case.images, case.label):
-        if path is not None:
-            stat = path.stat()
-            digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        if path is None:
+            continue
+        # A DICOM series is a folder, whose own time of change does not tell that of its files.
+        for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+            stat = file.stat()
+            digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return _CacheKey(preprocessing, digest.hexdigest())
 
 

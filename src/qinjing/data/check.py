@@ -161,7 +161,7 @@ def _check_case(case: Case, dataset: Dataset, seen: _Seen) -> list[Fault]:
 def _read(case: Case, path: Path, faults: list[Fault]) -> Volume | None:
     """Read a file, or list why it cannot be read."""
     try:
-        if not path.is_file():
+        if not path.exists():
             message = f"file must be there, got nothing ({path})"
             faults.append(_fault(case, path, "missing file", message))
             return None
@@ -215,8 +215,11 @@ def _check_label(
     if label.voxels.ndim == 4:
         message = f"label must be one map (D, H, W), got {len(label.voxels)} channels ({path})"
         return [_fault(case, path, "label channels", message)]
-    if grid is not None and (difference := grid.grid_difference(label)):
-        kind = "shape mismatch" if grid.shape != label.shape else "affine mismatch"
+    # As training reads them: a label may be stored in another order of axes, if its affine says so.
+    thin = label.with_voxels(np.broadcast_to(np.uint8(0), label.shape)).canonical()
+    grid = grid.canonical() if grid is not None else thin
+    if difference := grid.grid_difference(thin):
+        kind = "shape mismatch" if grid.shape != thin.shape else "affine mismatch"
         message = f"label must be on its image's grid, got {difference} ({path})"
         faults.append(_fault(case, path, kind, message))
     values = label_values(label.voxels)

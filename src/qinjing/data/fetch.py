@@ -50,6 +50,22 @@ SOURCES: dict[str, Source] = {
         digest="md5:9d24dba78a72977dbd1d2e110310f31b",
         licence="CC-BY-SA 4.0",
     ),
+    "Task07_Pancreas": Source(
+        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task07_Pancreas.tar",
+        digest="md5:4f7080cfca169fa8066d17ce6eb061e4",
+        licence="CC-BY-SA 4.0",
+    ),
+}
+
+# What nobody may fetch without a login, an agreement or a program of the publisher's: where it is,
+# and how the folder must look.
+BY_HAND: dict[str, str] = {
+    "brats2023": "from https://www.synapse.org/Synapse:syn51156910 after signing in and accepting"
+    " the terms, and unpacked into a folder of scans such as BraTS-GLI-00000-000/",
+    "lits": "from https://competitions.codalab.org/competitions/17094 after signing in, and"
+    " unpacked into a folder with volume-0.nii and segmentation-0.nii",
+    "nih_pancreas": "from https://doi.org/10.7937/K9/TCIA.2016.tNB1kqBU with the NBIA Data"
+    " Retriever, and put into one folder with Pancreas-CT/ and TCIA_pancreas_labels-02-05-2017/",
 }
 
 
@@ -75,12 +91,15 @@ def fetch(
         wait_s: before the second attempt; doubled before each further one.
 
     Raises:
-        ConfigError: no such name, or an address that is not https.
+        ConfigError: no such name, one that has to be fetched by hand, or an address that is not
+            https.
         FormatError: the archive's digest differs, or it would write outside its folder.
         QinjingError: the server cannot be reached, or there is no room.
     """
+    if name not in sources and name in BY_HAND:
+        raise ConfigError(name, f"fetched by hand {BY_HAND[name]}")
     if name not in sources:
-        raise ConfigError("data set", f"one of {', '.join(sources)}", name)
+        raise ConfigError("data set", f"one of {', '.join([*sources, *BY_HAND])}", name)
     source, folder = sources[name], Path(folder)
     target = folder / name
     if target.exists():

@@ -227,9 +227,9 @@ def _cleaned(labels: Volume, plan: Plan, largest: bool, min_volume_ml: float) ->
 
 def _grid_of(case: Case) -> Volume:
     """The grid of the case's file as it lies on disk, without its voxels."""
-    from qinjing.data.nifti import read_header
+    from qinjing.data.readers import find_reader
 
-    header = read_header(case.images[0])
+    header = find_reader(case.images[0]).read_header(case.images[0])
     return Volume(np.broadcast_to(np.zeros((), np.uint8), header.shape[-3:]), header.affine)
 
 

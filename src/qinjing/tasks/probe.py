@@ -116,11 +116,11 @@ def prediction_memory_gib(plan: Plan, model: Path, cases: Sequence[Case]) -> flo
     Args:
         plan: of the model.
         model: folder of a trained fold.
-        cases: whose first image is NIfTI.
+        cases: whose first image can be read.
     """
-    from qinjing.data.nifti import read_header
+    from qinjing.data.readers import find_reader
 
-    headers = {case.case_id: read_header(case.images[0]) for case in cases}
+    headers = {c.case_id: find_reader(c.images[0]).read_header(c.images[0]) for c in cases}
     largest = max(cases, key=lambda case: prod(headers[case.case_id].shape[-3:]))
     images = tuple(str(path) for path in largest.images)
     answer = _ask(_Request("model", plan, (1, 1, 1), (1.0, 1.0, 1.0), str(model), images))

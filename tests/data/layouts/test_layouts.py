@@ -114,7 +114,7 @@ MAKERS = {
 
 
 def test_every_layout_is_made_here():
-    assert set(LAYOUTS) <= set(MAKERS)
+    assert set(LAYOUTS) - set(MAKERS) == {"brats", "lits", "nih_pancreas"}  # test_public_sets.py
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -12,7 +12,7 @@ from qinjing.data.case import Case, Dataset
 from qinjing.data.layouts import declaration as declared
 from qinjing.data.layouts.files import CHANNEL, image_files
 from qinjing.data.layouts.patients import find_patient, read_participants
-from qinjing.data.readers import READERS, stem
+from qinjing.data.readers import FILE_SUFFIXES, stem
 from qinjing.errors import LayoutError
 
 
@@ -39,9 +39,8 @@ def open(root: Path) -> Dataset:
     name, licence = declared.name_and_licence(content, root, where)
     channels = declared.parse_channels(content.get("channel_names", content.get("modality")), where)
     ending = declared.as_text(content.get("file_ending", ".nii.gz"), "file_ending", where)
-    known = [end for reader in READERS.values() for end in reader.suffixes]
-    if ending.lower() not in known:
-        raise LayoutError("file_ending", f"one of {', '.join(known)}", ending, where=where)
+    if ending.lower() not in FILE_SUFFIXES:
+        raise LayoutError("file_ending", f"one of {', '.join(FILE_SUFFIXES)}", ending, where=where)
     labels = declared.parse_labels(content.get("labels"), where)
     if isinstance(content.get("dataset"), dict):
         files = _listed(root, content["dataset"], where)

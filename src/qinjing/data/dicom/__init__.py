@@ -1,0 +1,1 @@
+"""DICOM files, read without believing more than they say."""
