@@ -35,3 +35,13 @@ def test_surface_metrics() -> None:
     assert f"MONAI: {seconds['monai_hd95'] + seconds['monai_nsd']:.2f} s" in said
     assert measured["largest_difference"]["hd95_mm"] < 2e-7 and "2e-7 mm" in said
     assert f"{measured['labels']} labels at {measured['shape'][0]}³" in said
+
+
+def test_predict_ct() -> None:
+    measured, said = result("predict_ct"), row("a CT of 512×512×300")
+    ours, peer = measured["ours"], measured["peer"]
+    assert f"| {ours['seconds']:.0f} s, {ours['peak_gib']:.1f} GiB |" in said
+    assert f"{peer['seconds']:.0f} s, {peer['peak_gib']:.1f} GiB" in said
+    assert f"{100 * measured['labels_equal']:.4f} % of labels equal" in said
+    assert measured["shape"] == [300, 512, 512] and f"{measured['classes']} classes" in said
+    assert f"{measured['cores']} CPU cores" in said
