@@ -172,6 +172,30 @@ def test_predictions_lie_on_the_inputs_grid_with_declared_values(
         assert sure.voxels.dtype == np.uint8 and sure.voxels.min() > 255 // 4
 
 
+def test_models_given_one_by_one_are_averaged_as_a_runs_folds_are(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    source = dataset / "images" / "case0.nii.gz"
+    folds = sorted(path.parent for path in run.glob("fold_*/weights.safetensors"))
+    assert len(folds) > 1
+    for name, model in (("run", run), ("folds", folds), ("first", folds[0])):
+        predict_folder(model, source, tmp_path / name, confidence=True)
+    sure = {
+        name: read_nifti(tmp_path / name / "confidence" / "case0.nii.gz").voxels
+        for name in ("run", "folds", "first")
+    }
+    assert np.array_equal(sure["run"], sure["folds"])
+    assert not np.array_equal(sure["run"], sure["first"])
+
+    other = tmp_path / "other"
+    shutil.copytree(run / "fold_0", other / "fold_0")
+    made = read_json(run / "plan.json")
+    made["preprocessing"]["spacing_mm"] = [3.0, 3.0, 3.0]
+    write_json(other / "plan.json", made)
+    with pytest.raises(ConfigError, match="models' preprocessing must be alike"):
+        predict_folder([run, other], source, tmp_path / "out")
+
+
 def test_a_bad_scan_is_refused_and_the_rest_goes_on(
     run: Path, dataset: Path, tmp_path: Path
 ) -> None:

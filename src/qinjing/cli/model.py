@@ -159,8 +159,14 @@ class Train(Command):
 class Predict(Command):
     """Segment one file or a folder; each output has its input's stem and grid."""
 
-    model: Path = field(
-        metadata=argument("-m", "--model", metavar="RUN", there=True, help="what `train -o` made")
+    model: tuple[Path, ...] = field(
+        metadata=argument(
+            "-m",
+            "--model",
+            metavar="RUN",
+            there=True,
+            help="what `train -o` made; several: averaged",
+        )
     )
     source: Path = field(
         metadata=argument(
@@ -194,7 +200,9 @@ class Predict(Command):
         from qinjing.data.layouts import list_images
         from qinjing.tasks.predict import predict_folder
 
-        inputs = _model_files(self.model)
+        inputs: dict[str, Path] = {}
+        for number, model in enumerate(self.model):
+            inputs |= _model_files(model, f"model {number}" if len(self.model) > 1 else "model")
         for case_id, images in list_images(self.source):
             # By case and channel: files of two patients may bear one name.
             named = {f"images/{case_id}_{k:04d}": path for k, path in enumerate(images)}
@@ -226,13 +234,13 @@ class Predict(Command):
         return refused(result)
 
 
-def _model_files(model: Path) -> dict[str, Path]:
+def _model_files(model: Path, role: str) -> dict[str, Path]:
     """What predicting reads of a run, or of one fold of a run."""
     model = model.resolve()
     one = (model / "weights.safetensors").is_file()
     root, folds = (model.parent, model.name) if one else (model, "fold_*")
     read = ("plan.json", f"{folds}/model.json", f"{folds}/weights.safetensors")
-    return files_of("model", root, *read)
+    return files_of(role, root, *read)
 
 
 def _overrides(recipe: str | None = None, **options: Any) -> Any:

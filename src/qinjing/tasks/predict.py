@@ -30,7 +30,7 @@ class Segmenter:
 
     Attributes:
         nets: in evaluation mode, on `device`; their probabilities are averaged.
-        plan: the plan that they were trained by.
+        plan: the plan that they were trained by, the first's where they are of several runs.
         device: "cpu" or "cuda".
     """
 
@@ -39,26 +39,27 @@ class Segmenter:
     device: str
 
     @classmethod
-    def load(cls, folder: str | Path) -> Segmenter:
+    def load(cls, folder: str | Path, *more: str | Path) -> Segmenter:
         """Load a run (every fold in it, as an ensemble) or a single ``fold_K`` of one.
 
+        Args:
+            folder: of the run or the fold.
+            *more: others, of unlike networks perhaps, for the same scans and labels.
+
         Raises:
-            FormatError: the folder holds no trained model, or a damaged one.
+            FormatError: a folder holds no trained model, or a damaged one.
+            ConfigError: two of them see scans in other ways, or tell other labels.
         """
-        folder = Path(folder).resolve()
-        one = (folder / "weights.safetensors").exists()
-        folds = (
-            [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
-        )
-        if not folds:
-            raise FormatError(
-                "model", "a run folder with a finished fold", "none", where=folder,
-                advice="train one with `qinjing train`",
-            )  # fmt: skip
-        plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
-        # Where it was trained says nothing of where it is used.
-        plan = replace(plan, execution=replace(plan.execution, device=default_device()))
-        nets = tuple(plan.execution.place(load_model(fold)) for fold in folds)
+        nets, plan = _load(Path(folder).resolve())
+        for other in more:
+            others, its = _load(Path(other).resolve())
+            for name in ("label_values", "preprocessing"):
+                if getattr(its, name) != getattr(plan, name):
+                    raise ConfigError(
+                        f"models' {name}", f"alike, as in {folder}", "others", where=other,
+                        advice="average models of one data set, planned alike",
+                    )  # fmt: skip
+            nets += others
         return cls(nets, plan, plan.execution.device)
 
     def segment(
@@ -103,8 +104,27 @@ class Segmenter:
         return labels, certainty
 
 
+def _load(folder: Path) -> tuple[tuple[nn.Module, ...], Plan]:
+    """The networks of a run or of one of its folds, and their plan.
+
+    Raises:
+        FormatError: the folder holds no trained model, or a damaged one.
+    """
+    one = (folder / "weights.safetensors").exists()
+    folds = [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
+    if not folds:
+        raise FormatError(
+            "model", "a run folder with a finished fold", "none", where=folder,
+            advice="train one with `qinjing train`",
+        )  # fmt: skip
+    plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
+    # Where it was trained says nothing of where it is used.
+    plan = replace(plan, execution=replace(plan.execution, device=default_device()))
+    return tuple(plan.execution.place(load_model(fold)) for fold in folds), plan
+
+
 def predict_folder(
-    model: str | Path,
+    model: str | Path | Sequence[str | Path],
     source: str | Path,
     output: str | Path,
     *,
@@ -117,7 +137,7 @@ def predict_folder(
     """Segment a file or every image of a folder; a bad one is refused and the rest goes on.
 
     Args:
-        model: a run folder or one of its folds.
+        model: a run folder or one of its folds, or several, whose probabilities are averaged.
         source: a scan, or a folder in any layout.
         output: folder for one label map per case, named as the case.
         flips: average over mirrored copies.
@@ -130,20 +150,22 @@ def predict_folder(
         "outputs" (paths), "refused" (case and reason), "seconds".
 
     Raises:
-        FormatError: the model cannot be loaded.
+        FormatError: a model cannot be loaded.
         LayoutError: there is nothing to segment.
-        ConfigError: the output is a file or would replace a scan; the model knows no mirroring.
+        ConfigError: the output is a file or would replace a scan; the model knows no mirroring;
+            models that do not fit together.
     """
     from qinjing.data.layouts import list_images
 
     output = Path(output)
     found = list_images(source)
     _check_output(output, found)
-    segmenter = Segmenter.load(model)
+    models = [model] if isinstance(model, str | Path) else list(model)
+    segmenter = Segmenter.load(*models)
     if flips and not segmenter.plan.flips:
         raise ConfigError(
             "flips", "left out for a model that was not trained on mirrored scans", "flips",
-            where=model,
+            where=models[0],
         )  # fmt: skip
     return segment_cases(
         segmenter,
