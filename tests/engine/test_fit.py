@@ -39,7 +39,7 @@ class Balls:
         image = label + 0.3 * rng.standard_normal(label.shape)
         return torch.from_numpy(image[:, None]).float(), torch.from_numpy(label).long()
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         return nn.functional.cross_entropy(self.net(inputs).float(), targets)
 
     def validate(self, net: nn.Module) -> dict[str, float]:
@@ -204,10 +204,10 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert same(first, second)
 
     class BothRanks(Balls):  # the mean of two ranks' losses has the mean of their gradients
-        def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
             other = self.batch(self.step, 1)
-            mine = super().loss(inputs, targets)
-            return (mine + super().loss(*other)) / 2
+            mine = super().loss(inputs, targets, share)
+            return (mine + super().loss(*other, share)) / 2
 
         def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
             self.step = step if step < 10_000 else getattr(self, "step", 0)

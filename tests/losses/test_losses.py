@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from qinjing.errors import ConfigError
-from qinjing.losses import LOSSES, CrossEntropyLoss, DiceLoss, deep_supervision
+from qinjing.losses import (
+    LOSSES,
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    DiceLoss,
+    GradientBoundaryLoss,
+    ShapeLoss,
+    TopologyLoss,
+    deep_supervision,
+)
 
 LOGITS = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(0, 3, (2, 4, 5, 6), generator=torch.Generator().manual_seed(1))
@@ -62,3 +71,41 @@ def test_deep_supervision_weighs_by_halves_and_picks_block_centres() -> None:
     assert float(deep_supervision(loss, (fine, coarse), target)) == pytest.approx(
         expected, abs=1e-6
     )
+
+
+def test_terms_of_shape_come_in_along_the_schedule() -> None:
+    pytest.importorskip("numba")
+    loss = ShapeLoss(1.0, 0.5, 0.25, 1.0, start=0.4, full=0.8)
+    plain = float(DiceCrossEntropyLoss()(LOGITS, TARGET))
+    edges = float(GradientBoundaryLoss()(LOGITS, TARGET))
+    parts = float(TopologyLoss()(LOGITS, TARGET))
+    for share, risen in ((0.0, 0.0), (0.4, 0.0), (0.6, 0.5), (0.8, 1.0), (1.0, 1.0)):
+        loss.at(share)
+        expected = plain + risen * (0.5 * edges + 0.25 * parts)
+        assert float(loss(LOGITS, TARGET)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_papers_sum_has_no_cross_entropy() -> None:
+    pytest.importorskip("numba")
+    loss = ShapeLoss(2.0, 3.0, 4.0, 0.0, topology={"weights": (1.0, 0.0, 0.0)})
+    expected = (
+        2 * DiceLoss()(LOGITS, TARGET)
+        + 3 * GradientBoundaryLoss()(LOGITS, TARGET)
+        + 4 * TopologyLoss(weights=(1.0, 0.0, 0.0))(LOGITS, TARGET)
+    )
+    torch.testing.assert_close(loss(LOGITS, TARGET), expected)
+    with pytest.raises(ConfigError, match="in order"):
+        ShapeLoss(start=0.8, full=0.2)
+    with pytest.raises(ConfigError, match="at least 0"):
+        ShapeLoss(boundary_weight=-1.0)
+
+
+def test_coarse_maps_get_no_terms_of_shape() -> None:
+    pytest.importorskip("numba")
+    loss, coarse = ShapeLoss(), torch.randn(2, 3, 2, 3, 3)
+    both = deep_supervision(loss, (LOGITS, coarse), TARGET)
+    small = TARGET[:, 1::2, 1::2, 1::2]
+    small = torch.nn.functional.pad(small, (0, 0, 0, 1)) if small.shape[2] == 2 else small
+    small[:, :, 2] = TARGET[:, 1::2, 4, 1::2]  # an odd axis: the last block has one voxel
+    expected = 2 / 3 * loss(LOGITS, TARGET) + 1 / 3 * DiceCrossEntropyLoss()(coarse, small)
+    torch.testing.assert_close(both, expected)

@@ -197,7 +197,8 @@ def test_files_are_written_whole_and_say_the_same(tmp_path, scores):
     paths = write(tmp_path, base=table(first), new=table(second), third=table(second - 0.2))
     result = compare_files(paths, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        f"comparison.{end}" for end in ("csv", "html", "json", "md", "png")
+        "comparison-contributions.png",
+        *(f"comparison.{end}" for end in ("csv", "html", "json", "md", "png")),
     ]
     written = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(result))

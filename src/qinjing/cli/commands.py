@@ -13,6 +13,7 @@ from typing import Any
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, named_path
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.model import Plan, Predict, Train
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
 
@@ -80,34 +81,6 @@ class Evaluate(Command):
 
     def refusals(self, result: Mapping[str, Any]) -> list[str]:
         """Each case that could not be measured."""
-        return refused(result)
-
-
-@dataclass(frozen=True)
-class Compare(Command):
-    """Compare two or more metrics.json on the cases that they share, with paired tests."""
-
-    metrics: tuple[Path, ...] = field(
-        metadata=argument(metavar="METRICS", there=True, help="metrics.json files")
-    )
-    output: Path = field(metadata=output_argument("FOLDER", "where the tables go"))
-
-    def run(self) -> dict[str, Any]:
-        """Compare; the tables."""
-        from qinjing import evidence
-        from qinjing.report.compare import compare_files
-
-        read = evidence.digested({f"metrics {k}": path for k, path in enumerate(self.metrics)})
-        result = compare_files(self.metrics, self.output)
-        record(self, "compare", read, sorted(self.output.glob("comparison.*")))
-        return result
-
-    def text(self, result: Mapping[str, Any]) -> str:
-        """What differs over the foreground; the rest lies in the folder."""
-        return show.comparison(result) + f"\nwritten: {self.output / 'comparison.html'}"
-
-    def refusals(self, result: Mapping[str, Any]) -> list[str]:
-        """Each table that could not be read."""
         return refused(result)
 
 
@@ -280,6 +253,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "evaluate": Evaluate,
     "compare": Compare,
+    "ablate": Ablate,
     "report": Report,
     "verify": Verify,
     "info": Info,

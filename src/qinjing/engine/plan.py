@@ -7,7 +7,7 @@ runs which precision, how much memory a step takes) is measured by a probe and w
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Any
 
@@ -75,6 +75,8 @@ class Plan:
         foreground: share of patches centred on a labelled voxel.
         model: network and its options.
         loss: name in `LOSSES`.
+        loss_options: of its constructor.
+        gradient_weighting: strength of `reweight_gradients`; 0 leaves gradients alone.
         augmentation: names and options, in order.
         flips: axes that training mirrored, along which prediction may mirror as well.
         fit: the loop's settings.
@@ -100,6 +102,8 @@ class Plan:
     execution: Execution
     threads: int
     one_piece: bool = False
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    gradient_weighting: float = 0.0
     timings: tuple[dict[str, Any], ...] = ()
     predicted: Predicted | None = None
 

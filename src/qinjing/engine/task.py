@@ -15,8 +15,8 @@ class Task(Protocol):
     def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
         """Return inputs (B, C, D, H, W) and targets of a step, the same for the same arguments."""
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return a scalar for the net as it is now."""
+    def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+        """Return a scalar for the net as it is now, `share` (0 to 1) of the schedule being done."""
 
     def validate(self, net: nn.Module) -> dict[str, float]:
         """Return measures of a net in evaluation mode; "score" (higher: better) steers the fit."""

@@ -6,16 +6,21 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.losses.boundary import DistanceBoundaryLoss, GradientBoundaryLoss
 from qinjing.losses.centreline import CentrelineDiceLoss
-from qinjing.losses.composite import DiceCrossEntropyLoss, deep_supervision
+from qinjing.losses.composite import DiceCrossEntropyLoss, ShapeLoss, deep_supervision
 from qinjing.losses.cross_entropy import CrossEntropyLoss
 from qinjing.losses.dice import DiceLoss
 from qinjing.losses.topology import TopologyLoss
+from qinjing.losses.weighting import lesion_weights, reweight_gradients
 
 LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "dice_ce": DiceCrossEntropyLoss,
+    "shape": ShapeLoss,
     "dice": DiceLoss,
     "cross_entropy": CrossEntropyLoss,
+    "boundary": GradientBoundaryLoss,
+    "distance": DistanceBoundaryLoss,
     "topology": TopologyLoss,
     "cldice": CentrelineDiceLoss,
 }
@@ -26,6 +31,11 @@ __all__ = [
     "CrossEntropyLoss",
     "DiceCrossEntropyLoss",
     "DiceLoss",
+    "DistanceBoundaryLoss",
+    "GradientBoundaryLoss",
+    "ShapeLoss",
     "TopologyLoss",
     "deep_supervision",
+    "lesion_weights",
+    "reweight_gradients",
 ]

@@ -3,41 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qinjing.errors import ConfigError
+from qinjing.losses.boundary import GradientBoundaryLoss
 from qinjing.losses.cross_entropy import CrossEntropyLoss
 from qinjing.losses.dice import DiceLoss
+from qinjing.losses.topology import TopologyLoss
 
 
 class DiceCrossEntropyLoss(nn.Module):
-    """α · Dice + β · cross-entropy.
+    """α · Dice + cross-entropy.
 
     Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
 
     Args:
         dice_weight: α.
-        cross_entropy_weight: β.
+        cross_entropy_weight: of the cross-entropy.
+        lesion_weighting: in the cross-entropy, count small lesions as much as large ones.
 
     Source: arXiv:1809.10486 (nnU-Net).
     """
 
-    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        lesion_weighting: bool = False,
+    ) -> None:
         super().__init__()
         self.dice, self.dice_weight = DiceLoss(), dice_weight
-        self.cross_entropy, self.cross_entropy_weight = CrossEntropyLoss(), cross_entropy_weight
+        self.cross_entropy = CrossEntropyLoss(lesion_weighting=lesion_weighting)
+        self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         dice = self.dice_weight * self.dice(logits, target)
         return dice + self.cross_entropy_weight * self.cross_entropy(logits, target)
 
 
+class ShapeLoss(nn.Module):
+    """α · Dice + β · boundary + γ · topology, and a cross-entropy that the paper does not have.
+
+    The terms of shape wait: their weights are 0 until `start` of the schedule and rise in a line to
+    β and γ at `full`. An untrained network's maps have thousands of components, whose pairing takes
+    long and teaches little. A term of weight 0 is not computed. At coarser resolutions only
+    `coarse`, the loss without terms of shape, is right: thin parts vanish there.
+
+    Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
+
+    Args:
+        dice_weight: α.
+        boundary_weight: β.
+        topology_weight: γ.
+        cross_entropy_weight: 0 gives the paper's sum.
+        start: share of the schedule, 0 to 1, at which the terms of shape come in.
+        full: share at which they have all their weight, not before `start`.
+        topology: options of `TopologyLoss`; its λ_k are `weights`.
+        lesion_weighting: in the cross-entropy, count small lesions as much as large ones.
+
+    Raises:
+        ConfigError: a weight is negative, or start and full are out of order.
+
+    Source: the paper, section 3.1.1.
+    """
+
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        boundary_weight: float = 1.0,
+        topology_weight: float = 0.02,
+        cross_entropy_weight: float = 1.0,
+        start: float = 0.5,
+        full: float = 0.75,
+        topology: dict[str, Any] | None = None,
+        lesion_weighting: bool = False,
+    ) -> None:
+        super().__init__()
+        weights = (dice_weight, boundary_weight, topology_weight, cross_entropy_weight)
+        if not all(weight >= 0 for weight in weights):
+            raise ConfigError("weights", "at least 0", weights, where="shape")
+        if not 0 <= start <= full <= 1:
+            raise ConfigError("start and full", "in order from 0 to 1", (start, full))
+        self.coarse = DiceCrossEntropyLoss(dice_weight, cross_entropy_weight, lesion_weighting)
+        self.boundary, self.boundary_weight = GradientBoundaryLoss(), boundary_weight
+        self.topology, self.topology_weight = TopologyLoss(**(topology or {})), topology_weight
+        self.start, self.full = start, full
+        self.share = 1.0
+
+    def at(self, share: float) -> None:
+        """Go to a place in the schedule, 0 (begin) to 1 (end); it stands at the end when made."""
+        self.share = share
+
+    @property
+    def risen(self) -> float:
+        """How much of their weight the terms of shape have now, 0 to 1."""
+        if self.share >= self.full:
+            return 1.0
+        return max(0.0, (self.share - self.start) / (self.full - self.start))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        total = self.coarse(logits, target)
+        for term, weight in (
+            (self.boundary, self.boundary_weight),
+            (self.topology, self.topology_weight),
+        ):
+            if weight * self.risen > 0:
+                total = total + weight * self.risen * term(logits, target)
+        return total
+
+
 def deep_supervision(loss: nn.Module, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
     """Apply `loss` at every resolution that a network returned, each with half the weight.
 
     Args:
-        loss: (logits, target) → scalar.
+        loss: (logits, target) → scalar; if it has a loss `coarse`, that one is taken at coarser
+            resolutions.
         outputs: logits (B, K, D, H, W), the first at the target's resolution, then coarser ones.
         target: (B, D, H, W) int64 class indices.
 
@@ -47,9 +130,11 @@ def deep_supervision(loss: nn.Module, outputs: Sequence[Tensor], target: Tensor)
     Source: arXiv:1409.5185 (Lee et al., Deeply-Supervised Nets); halving as in nnU-Net.
     """
     weights = [0.5**level for level in range(len(outputs))]
+    coarse = getattr(loss, "coarse", loss)
     total = target.new_zeros((), dtype=outputs[0].dtype).float()
-    for weight, logits in zip(weights, outputs, strict=True):
-        total = total + weight / sum(weights) * loss(logits.float(), _shrink(target, logits))
+    for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
+        term = coarse if level else loss
+        total = total + weight / sum(weights) * term(logits.float(), _shrink(target, logits))
     return total
 
 

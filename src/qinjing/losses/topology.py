@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,9 @@ class TopologyLoss(nn.Module):
                 raise ConfigError(name, "at least 1", value, where="topology")
         if crop_margin is not None and crop_margin < 0:
             raise ConfigError("crop_margin", "at least 0", crop_margin, where="topology")
+        if find_spec("numba") is None:  # said now, not in the middle of a training
+            advice = "pip install 'qinjing[topology]'"
+            raise ConfigError("numba", "installed for the topology loss", "nothing", advice=advice)
         self.weights = tuple(weights)
         self.order, self.inner_norm = order, inner_norm
         self.downsample, self.crop_margin = downsample, crop_margin

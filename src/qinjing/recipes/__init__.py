@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qinjing import registry
+from qinjing.errors import ConfigError
+from qinjing.recipes.method import ABLATIONS, method
 from qinjing.recipes.paper import paper_preprocessing
 from qinjing.recipes.recipe import Recipe
 from qinjing.tasks.planning import Overrides
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = {"paper": paper_preprocessing}
+RECIPES: Mapping[str, Callable[[], Recipe]] = {"paper": paper_preprocessing, "method": method}
 
 
 def overrides(recipe: str | None, **options: Any) -> Overrides:
@@ -24,11 +26,40 @@ def overrides(recipe: str | None, **options: Any) -> Overrides:
     Raises:
         ConfigError: no such recipe.
     """
-    chosen = Overrides()
-    if recipe is not None:
-        made = registry.build(RECIPES, "recipe", recipe)
-        chosen = Overrides(spacing_mm=made.spacing_mm, augmentation=tuple(made.augmentation))
-    return replace(chosen, **{key: value for key, value in options.items() if value is not None})
+    if recipe is None:
+        return Overrides(**options)
+    made = registry.build(RECIPES, "recipe", recipe)
+    for part in ("net", "loss"):  # the recipe's options are of the recipe's choice
+        if options.get(part) not in (None, getattr(made, part)):
+            made = replace(made, **{f"{part}_options": None})
+    return made.overrides(**options)
 
 
-__all__ = ["RECIPES", "Recipe", "overrides", "paper_preprocessing"]
+def variants(ablation: str, only: Sequence[str] = ()) -> dict[str, Overrides]:
+    """Return the variants of an ablation, name → what it decides instead of the plan.
+
+    Args:
+        ablation: name in `ABLATIONS`.
+        only: names of variants to keep; all where empty. The first is always kept.
+
+    Raises:
+        ConfigError: no such ablation or variant.
+    """
+    made = registry.build(ABLATIONS, "ablation", ablation)
+    for name in only:
+        if name not in made:
+            raise ConfigError("variant", f"one of {', '.join(made)}", name, where=ablation)
+    first = next(iter(made))
+    kept = {name: one for name, one in made.items() if not only or name in (first, *only)}
+    return {name: recipe.overrides() for name, recipe in kept.items()}
+
+
+__all__ = [
+    "ABLATIONS",
+    "RECIPES",
+    "Recipe",
+    "method",
+    "overrides",
+    "paper_preprocessing",
+    "variants",
+]

@@ -54,7 +54,7 @@ def against(
         return {**empty, "comparison_means": _means(metrics, others, name),
                 "comparison_notes": notes}  # fmt: skip
     titles = {str(path): title for title, path in baselines.items()}
-    of_run = {run["name"]: titles.get(run["file"], run["name"]) for run in result["runs"][1:]}
+    of_run = {run["name"]: titles.get(run["files"][0], run["name"]) for run in result["runs"][1:]}
     rows = [
         row for row in result["rows"] if row["label"] == "foreground" or row["metric"] == "dice"
     ]

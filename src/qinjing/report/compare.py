@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qinjing.config import read_json, write_json
+from qinjing.config import write_json
 from qinjing.errors import ConfigError, FormatError, InputError
 from qinjing.metrics import METRICS
 from qinjing.metrics.statistics import (
@@ -22,6 +21,9 @@ from qinjing.metrics.statistics import (
     paired_test,
 )
 from qinjing.report.compare_page import write_pages
+from qinjing.report.costs import cost
+from qinjing.report.pictures import side_by_side
+from qinjing.report.runs import Run, read_runs
 
 COMPARED = (
     "dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "specificity", "volume_error_ml",
@@ -48,26 +50,12 @@ CONVENTIONS = {
     "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL} and "
     "mean and ranks point the same way.",
     "effect size": "Cohen's dz; rank-biserial correlation.",
+    "seeds": "Runs of one plan that differ by their seed are one method: each case's figure is the "
+    "mean over them, and the spread between them is their standard deviation.",
+    "costs": "Seconds and memory as each run measured them on its machine while predicting its "
+    "held-out cases and while training; FLOPs of one window, a multiplication and an addition "
+    "counted as two, without the sampling of deformable attention.",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One table of metrics.
-
-    Attributes:
-        name: short, different from the other runs' names.
-        path: the file or folder that was given.
-        labels: foreground value (as text) → name.
-        tolerance_mm: of its NSD, None where it does not say.
-        cases: case id → entry of metrics.json.
-    """
-
-    name: str
-    path: Path
-    labels: Mapping[str, str]
-    tolerance_mm: float | None
-    cases: Mapping[str, Mapping[str, Any]]
 
 
 def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
@@ -75,17 +63,20 @@ def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         metrics: two or more metrics.json, or folders that hold one, or run folders, whose folds
-            are taken together.
+            are taken together. Run folders that differ by their seed only are one method.
         seed: of the bootstrap.
 
     Returns:
-        The content of comparison.json: "rows", one for each method, label and metric, and what
-        could not be paired or read.
+        The content of comparison.json: "rows", one for each method, label and metric; "costs", one
+        for each method; and what could not be paired or read.
 
     Raises:
         InputError: fewer than two tables could be read, or two have no case or label in common.
     """
-    runs, refused = _read_runs([Path(path) for path in metrics])
+    return _compare(*read_runs([Path(path) for path in metrics]), seed)
+
+
+def _compare(runs: Sequence[Run], refused: list[dict[str, str]], seed: int = 0) -> dict[str, Any]:
     baseline, others = runs[0], runs[1:]
     labels = {v: n for v, n in baseline.labels.items() if all(v in o.labels for o in others)}
     if not labels:
@@ -105,8 +96,9 @@ def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
     _correct(rows)
     return {
         "baseline": baseline.name,
-        "runs": [{"name": r.name, "file": str(r.path), "cases": len(r.cases),
+        "runs": [{"name": r.name, "files": [str(s.path) for s in r.seeds], "cases": len(r.cases),
                   "tolerance_mm": r.tolerance_mm} for r in runs],
+        "costs": [cost(run) for run in runs],
         "labels": labels,
         "conventions": CONVENTIONS,
         "rows": rows,
@@ -116,8 +108,15 @@ def compare(metrics: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compare_files(metrics: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
-    """Compare and write comparison.json, .csv, .md, .html and .png into a folder.
+def compare_files(
+    metrics: Sequence[str | Path], output: str | Path, dataset: Path | None = None
+) -> dict[str, Any]:
+    """Compare and write comparison.json, .csv, .md, .html and pictures into a folder.
+
+    Args:
+        metrics: as for `compare`.
+        output: folder.
+        dataset: where the images are for pictures of cases, if not where the runs found them.
 
     Raises:
         ConfigError: `output` is a file; nothing is compared then.
@@ -126,20 +125,17 @@ def compare_files(metrics: Sequence[str | Path], output: str | Path) -> dict[str
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise ConfigError("output", "a folder", "a file", where=output)
-    result = compare(metrics)
-    points = differences(metrics)
-    write_pages(result, points, output)
+    runs, refused = read_runs([Path(path) for path in metrics])
+    result = _compare(runs, refused)
+    shown, notes = side_by_side(runs, result["labels"], dataset)
+    result["notes"] += notes
+    write_pages(result, _differences(runs), shown, output)
     write_json(output / "comparison.json", result)
     return result
 
 
-def differences(metrics: Sequence[str | Path]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Return method → metric → label → the differences of its finite pairs, for a picture.
-
-    Raises:
-        InputError: as `compare`.
-    """
-    runs, _ = _read_runs([Path(path) for path in metrics])
+def _differences(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Return method → metric → label → the differences of its finite pairs, for a picture."""
     baseline, found = runs[0], {}
     for other in runs[1:]:
         common = [case_id for case_id in baseline.cases if case_id in other.cases]
@@ -312,77 +308,3 @@ def _notes(runs: Sequence[Run], labels: Mapping[str, str]) -> list[str]:
 
 def _same_tolerance(one: Run, other: Run) -> bool:
     return one.tolerance_mm == other.tolerance_mm
-
-
-def _read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, str]]]:
-    """Read every table; one that cannot be read is refused, and two are needed.
-
-    Raises:
-        InputError: fewer than two could be read, or the baseline could not.
-    """
-    if len(paths) < 2:
-        raise InputError("metrics", "two or more files", len(paths))
-    runs: list[Run] = []
-    refused = []
-    for number, path in enumerate(paths):
-        try:
-            runs.append(_read_run(path, _name(path, paths)))
-        except InputError as error:
-            if number == 0 or len(paths) == 2:
-                raise
-            refused.append({"case_id": str(path), "reason": str(error)})
-    if len(runs) < 2:
-        raise InputError("metrics", "two or more readable files", refused[0]["reason"])
-    return runs, refused
-
-
-def _name(path: Path, paths: Sequence[Path]) -> str:
-    """Return the shortest end of the path that no other has, without "metrics.json"."""
-
-    def parts(one: Path) -> list[str]:
-        whole = one.resolve()
-        whole = whole.parent if whole.name == "metrics.json" else whole
-        return [*whole.parts[:-1], whole.name.removesuffix(".json")]
-
-    mine = parts(path)
-    others = [parts(other) for other in paths if other is not path]
-    for length in range(1, len(mine)):
-        if all(other[-length:] != mine[-length:] for other in others):
-            return "/".join(mine[-length:])
-    raise InputError("metrics", "different files", path)
-
-
-def _read_run(path: Path, name: str) -> Run:
-    """Read one table, or the folds of a run as one.
-
-    Raises:
-        FormatError: it is not in the form that evaluation writes, or names a case twice.
-    """
-    files = [path]
-    if path.is_dir():
-        folds = sorted(path.glob("fold_*/metrics.json"))
-        files = (
-            folds if folds and not (path / "metrics.json").is_file() else [path / "metrics.json"]
-        )
-    labels: dict[str, str] = {}
-    cases: dict[str, Mapping[str, Any]] = {}
-    tolerances = set()
-    for file in files:
-        content = read_json(file)
-        entries = content.get("cases") if isinstance(content, dict) else None
-        named = content.get("labels") if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not isinstance(named, dict):
-            raise FormatError("metrics", "an object with labels and cases", where=file)
-        for entry in entries:
-            rows = entry.get("labels") if isinstance(entry, dict) else None
-            if not isinstance(rows, dict) or not all(isinstance(r, dict) for r in rows.values()):
-                raise FormatError("metrics case", "an object with case_id and labels", where=file)
-            case_id = entry.get("case_id")
-            if not isinstance(case_id, str) or case_id in cases:
-                raise FormatError("case_id", "a text, once in the table", case_id, where=file)
-            cases[case_id] = entry
-        labels.update({str(value): str(text) for value, text in named.items()})
-        tolerance = content.get("tolerance_mm")
-        known = type(tolerance) in (int, float) and abs(tolerance) < 1e100
-        tolerances.add(float(tolerance) if known else None)
-    return Run(name, path, labels, tolerances.pop() if len(tolerances) == 1 else None, cases)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 
 from qinjing.config import atomic_path
 from qinjing.metrics import METRICS
+from qinjing.report.overlay import data_uri
+from qinjing.report.pictures import Shown, contributions
 
 COLUMNS = (
     "n",
@@ -25,27 +26,48 @@ COLUMNS = (
     "rank-biserial",
     "verdict",
 )
+COST_COLUMNS = (
+    "method",
+    "network",
+    "seeds",
+    "parameters (M)",
+    "Dice",
+    "HD95 (mm)",
+    "s a case",
+    "GiB, predicting",
+    "s, training",
+    "GiB, training",
+    "GFLOP a window",
+)
 _MOST_RUNS = 6  # in the picture
 _MOST_LABELS = 30
 _BETTER, _WORSE = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 Differences = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 
-def write_pages(result: Mapping[str, Any], differences: Differences, folder: Path) -> None:
-    """Write comparison.csv, .md, .html and .png.
+def write_pages(
+    result: Mapping[str, Any], differences: Differences, shown: Sequence[Shown], folder: Path
+) -> None:
+    """Write comparison.csv, .md, .html and .png, and pictures comparison-….png.
 
     Args:
         result: what `compare` returned.
         differences: method → metric → label → the differences of its pairs.
+        shown: cases side by side.
         folder: made where it is missing.
     """
-    picture = _picture(differences, result)
-    with atomic_path(folder / "comparison.png") as path:
-        path.write_bytes(picture)
+    pictures = {"comparison.png": _picture(differences, result)}
+    pictures["comparison-contributions.png"] = contributions(result)
+    cases = {f"comparison-case-{number}.png": one.png for number, one in enumerate(shown, 1)}
+    for stale in folder.glob("comparison-case-*.png"):  # of a comparison that had more cases
+        stale.unlink()
+    for name, png in {**pictures, **cases}.items():
+        with atomic_path(folder / name) as path:
+            path.write_bytes(png)
     for name, text in (
         ("comparison.csv", _csv(result)),
         ("comparison.md", _markdown(result)),
-        ("comparison.html", _html(result, picture)),
+        ("comparison.html", _html(result, pictures, shown)),
     ):
         with atomic_path(folder / name) as path:
             path.write_text(text, encoding="utf-8", newline="")
@@ -64,6 +86,28 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         _number(row["cohens_dz"], 2, signed=True),
         _number(row["rank_biserial"], 2, signed=True),
         row["verdict"],
+    ]
+
+
+def cost_cells(one: Mapping[str, Any]) -> list[str]:
+    """Return what a method's costs say in each of `COST_COLUMNS`; "–" where they say nothing."""
+
+    def spread(entry: Mapping[str, float | None], digits: int) -> str:
+        text = _number(entry["mean"], digits)
+        return text if entry["seed_sd"] is None else f"{text} ± {entry['seed_sd']:.{digits}f}"
+
+    return [
+        one["name"],
+        one["net"] or "–",
+        str(one["seeds"]),
+        _number(one["parameters_million"], 2),
+        spread(one["dice"], 4),
+        spread(one["hd95_mm"], 2),
+        _number(one["predicting_s"], 2),
+        _number(one["predicting_memory_gib"], 2),
+        _number(one["training_s"], 0),
+        _number(one["training_memory_gib"], 2),
+        _number(one["giga_flops"], 1),
     ]
 
 
@@ -129,6 +173,9 @@ def _note(rows: list[Mapping[str, Any]]) -> str:
 def _markdown(result: Mapping[str, Any]) -> str:
     lines = [f"# {_plain(', '.join(r['name'] for r in result['runs'][1:]))} against "
              f"{_plain(result['baseline'])}", ""]  # fmt: skip
+    lines += ["| " + " | ".join(COST_COLUMNS) + " |", "|---" * len(COST_COLUMNS) + "|"]
+    lines += ["| " + " | ".join(map(_plain, cost_cells(one))) + " |" for one in result["costs"]]
+    lines += [""]
     for group in _groups(result):
         lines += [f"## {_plain(group['run'])}: {group['metric']}", ""]
         lines += ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -175,7 +222,7 @@ def _csv(result: Mapping[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _html(result: Mapping[str, Any], picture: bytes) -> str:
+def _html(result: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[Shown]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -190,7 +237,11 @@ def _html(result: Mapping[str, Any], picture: bytes) -> str:
         columns=COLUMNS,
         groups=_groups(result),
         left_over=_left_over(result),
-        picture=base64.b64encode(picture).decode("ascii"),
+        cost_columns=COST_COLUMNS,
+        costs=[cost_cells(one) for one in result["costs"]],
+        picture=data_uri(pictures["comparison.png"]),
+        bars=data_uri(pictures["comparison-contributions.png"]),
+        cases=[(one.caption, data_uri(one.png)) for one in shown],
         alt=_alt(result),
     )
 

@@ -29,14 +29,20 @@ class Overrides:
 
     Attributes:
         net: name in `NETS`.
+        net_options: of its constructor, above what the plan gives it.
         loss: name in `LOSSES`.
+        loss_options: of its constructor.
+        gradient_weighting: strength of `reweight_gradients`.
         spacing_mm: the network's grid along D, H and W.
         augmentation: names and options, in order.
         steps: optimiser steps, instead of what a budget affords.
     """
 
     net: str | None = None
+    net_options: dict[str, Any] | None = None
     loss: str | None = None
+    loss_options: dict[str, Any] | None = None
+    gradient_weighting: float | None = None
     spacing_mm: tuple[float, float, float] | None = None
     augmentation: tuple[dict[str, Any], ...] | None = None
     steps: int | None = None
@@ -100,6 +106,13 @@ def plan_training(
         net=overrides.net or "subvoxel_unet",
         loss=overrides.loss or "dice_ce",
         spacing_mm=overrides.spacing_mm,
+    )
+    model = replace(plan.model, options=plan.model.options | (overrides.net_options or {}))
+    plan = replace(
+        plan,
+        model=model,
+        loss_options=overrides.loss_options or {},
+        gradient_weighting=overrides.gradient_weighting or 0.0,
     )
     if overrides.augmentation is not None:
         plan = replace(plan, augmentation=overrides.augmentation)

@@ -15,7 +15,7 @@ from qinjing.data.transforms import augmentation_from_config
 from qinjing.engine import parallel
 from qinjing.engine.infer import Window, predict_volume
 from qinjing.engine.plan import Plan
-from qinjing.losses import LOSSES, deep_supervision
+from qinjing.losses import LOSSES, ShapeLoss, deep_supervision, reweight_gradients
 
 _OVERLAP = 0.5
 
@@ -46,7 +46,9 @@ class SegmentTask:
         self.validation = validation
         self.seed = seed
         self.augmentation = augmentation_from_config(plan.augmentation)
-        self.criterion = registry.build(LOSSES, "loss", plan.loss)
+        self.criterion = registry.build(LOSSES, "loss", plan.loss, **plan.loss_options)
+        if plan.gradient_weighting:
+            reweight_gradients(net, plan.gradient_weighting)
 
     def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
         """Return augmented patches (B, C, D, H, W) float32 and classes (B, D, H, W) int64."""
@@ -63,8 +65,10 @@ class SegmentTask:
         images, labels = self.augmentation.apply(images.to(device), labels.to(device), drawn)
         return images, labels.long()
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         """Return the plan's loss, at every resolution that the net returns."""
+        if isinstance(self.criterion, ShapeLoss):
+            self.criterion.at(share)
         outputs = self.net(inputs)
         if isinstance(outputs, Tensor):
             return self.criterion(outputs.float(), targets)
