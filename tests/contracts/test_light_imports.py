@@ -15,6 +15,7 @@ HEAVY = (
     "scipy",
     "matplotlib",
     "nibabel",
+    "pydicom",
     "jinja2",
     "isal",
     "cryptography",
@@ -26,7 +27,7 @@ TRAINING_CORE = (
 )  # fmt: skip
 ABSENT_ON_A_NODE = (
     "scipy", "nibabel", "matplotlib", "jinja2", "cryptography", "isal", "tqdm", "monai", "yaml",
-    "tensorboard", "mlflow", "pandas", "SimpleITK", "numba",
+    "tensorboard", "mlflow", "pandas", "SimpleITK", "numba", "pydicom",
 )  # fmt: skip
 
 BLOCK = """

@@ -302,6 +302,19 @@ def test_nih_scans_without_labels(pancreas):
         assert [case.label for case in dataset.cases] == [None] * 3
 
 
+def test_a_series_folder_is_an_image_elsewhere_too(pancreas):
+    """To predict on by itself, and in a MONAI datalist beside its label."""
+    series = open_dataset(pancreas).cases[0].images[0]
+    assert list_images(series) == [(SERIES, (series,))]
+    entry = {
+        "image": series.relative_to(pancreas).as_posix(), "label": f"{LABELS}/label0001.nii.gz",
+    }  # fmt: skip
+    write_json(pancreas / "datalist.json", {"training": [entry]})
+    dataset = open_dataset(pancreas / "datalist.json")
+    assert not check_dataset(dataset).faults
+    check_organ(dataset)
+
+
 def test_cache_follows_the_files_of_a_series(pancreas):
     from qinjing.data.cache import _key
     from qinjing.data.preprocess import Preprocessing

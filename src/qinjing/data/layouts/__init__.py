@@ -62,8 +62,9 @@ def open_dataset(path: str | Path, layout: str | None = None) -> Dataset:
 def list_images(path: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
     """Return (case id, channel files) of everything to predict on, sorted.
 
-    A file is one case, named by its stem. A folder is any data set that `open_dataset` knows; its
-    labels are not looked at. ``a_0000``, ``a_0001`` in a folder are channels of case ``a``.
+    A file is one case, named by its stem, and so is a folder of one DICOM series (``*.dcm``). Any
+    other folder is a data set that `open_dataset` knows; its labels are not looked at. ``a_0000``,
+    ``a_0001`` in a folder are channels of case ``a``.
 
     Raises:
         FormatError: a file that no reader knows.
@@ -73,6 +74,8 @@ def list_images(path: str | Path) -> list[tuple[str, tuple[Path, ...]]]:
     if path.is_file() and path.suffix.lower() != ".json":
         find_reader(path)
         return [(case_id, images) for case_id, images in group_channels([path]).items()]
+    if next(path.glob("*.dcm"), None) is not None:
+        return [(path.resolve().name, (path,))]
     return [(case.case_id, case.images) for case in _open(path, None).cases]
 
 
