@@ -1,8 +1,8 @@
 """Does the topology term mend the topology of retinal vessels, at no cost in Dice?
 
-Two networks alike are trained for the same time, with Dice and cross-entropy and with the topology term
-added, on eyes of three subjects of CHASE_DB1, and measured on the four eyes of the other two. The Betti
-error of an eye is |Δ pieces| + |Δ loops| over the whole picture.
+Two networks alike are trained for the same time, with Dice and cross-entropy and with the topology
+term added, on eyes of three subjects of CHASE_DB1, and measured on the four eyes of the other two.
+The Betti error of an eye is |Δ pieces| + |Δ loops| over the whole picture.
 
     .venv/bin/python benchmarks/vessel_topology.py -i ../shared/data/chase_db1 --budget 5m \
         -o benchmarks/results/vessel_topology.json
@@ -79,23 +79,30 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--runs", type=Path, help="keep the runs and their comparison here")
     parser.add_argument("--budget", type=seconds, default=300.0, help="of each training")
+    parser.add_argument("--steps", type=int, help="equal steps instead of equal time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--net", default="subvoxel_unet")
     parser.add_argument("--weight", type=float, default=0.02)
     parser.add_argument("--start", type=float, default=0.5)
     parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
-    options = {"boundary_weight": 0.0, "topology_weight": args.weight, "start": args.start,
-               "full": min(1.0, args.start + 0.25), "topology": {"weights": [1.0, 1.0, 0.0]}}  # fmt: skip
-    variants = {
-        PLAIN: Overrides(net=args.net, loss="dice_ce"),
-        TOPOLOGY: Overrides(net=args.net, loss="shape", loss_options=options),
+    options = {
+        "boundary_weight": 0.0,
+        "topology_weight": args.weight,
+        "start": args.start,
+        "full": min(1.0, args.start + 0.25),
+        "topology": {"weights": [1.0, 1.0, 0.0]},
     }
+    variants = {
+        PLAIN: Overrides(net=args.net, loss="dice_ce", steps=args.steps),
+        TOPOLOGY: Overrides(net=args.net, loss="shape", loss_options=options, steps=args.steps),
+    }
+    budget_s = None if args.steps else args.budget
     with tempfile.TemporaryDirectory() as scratch, watch() as tell:
         folder = args.runs or Path(scratch) / "runs"
         dataset = prepare(args.input, Path(args.runs or scratch) / "data")
         config = AblateConfig(
-            dataset, folder / "ablation", variants, args.budget, args.seeds,
+            dataset, folder / "ablation", variants, budget_s, args.seeds,
             split(dataset, args.tune),
         )  # fmt: skip
         runs = [Path(run) for run in ablate(config, tell)["runs"]]
@@ -104,7 +111,7 @@ def main() -> None:
                 for name, at in ((PLAIN, 0), (TOPOLOGY, args.seeds))}  # fmt: skip
     summary = summarise(rows)
     result = {
-        "rows": rows, **summary, "options": options, "net": args.net, "budget_s": args.budget,
+        "rows": rows, **summary, "options": options, "net": args.net, "budget_s": budget_s,
         "tests": [r for r in compared["rows"] if r["metric"] in ("dice", "betti_error", "hd95_mm")],
         "environment": environment(),
     }  # fmt: skip

@@ -61,6 +61,8 @@ def test_a_false_voxel_costs_its_distance() -> None:
     loss = DistanceBoundaryLoss()
     assert float(loss(logits_of(near), truth)) == pytest.approx(1 / 5, abs=1e-9)
     assert float(loss(logits_of(far), truth)) == pytest.approx(3 / 5, abs=1e-9)
-    assert float(loss(logits_of(truth[0].numpy().astype(float)), truth)) == pytest.approx(0, abs=1e-9)
+    assert float(loss(logits_of(truth[0].numpy().astype(float)), truth)) == pytest.approx(
+        0, abs=1e-9
+    )
     missing = torch.zeros_like(truth)
     assert float(loss(logits_of(far), missing)) == 0

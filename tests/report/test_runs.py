@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from qinjing.config import read_json, write_json
-from qinjing.data.nifti import read_nifti, write_nifti
+from qinjing.data.nifti import write_nifti
+from qinjing.errors import ConfigError
 from qinjing.report.compare import compare, compare_files
 from qinjing.report.runs import read_runs
 from qinjing.tasks.ablate import AblateConfig, ablate, folder_of
 from qinjing.tasks.planning import Overrides
 from qinjing.volume import Volume
-from qinjing.errors import ConfigError
 
 VARIANTS = {
     "Whole net": Overrides(net="subvoxel_unet", steps=2),
@@ -123,9 +123,9 @@ def test_a_label_that_one_seed_missed_is_missing_in_the_mean(trained, tmp_path: 
 
 
 def test_pages_show_the_baselines_worst_and_best_case(trained, tmp_path: Path) -> None:
-    config, paths = trained
+    _, paths = trained
     result = compare_files(paths, tmp_path)
-    held_out = len(result["rows"]) and result["rows"][0]["n"]
+    held_out = result["rows"][0]["n"]
     pictures = sorted(path.name for path in tmp_path.glob("comparison-case-*.png"))
     assert len(pictures) == min(3, held_out)
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
@@ -134,5 +134,3 @@ def test_pages_show_the_baselines_worst_and_best_case(trained, tmp_path: Path) -
     again = compare_files(paths, tmp_path, tmp_path / "nothing")
     assert any("No pictures" in note for note in again["notes"])
     assert not list(tmp_path.glob("comparison-case-*.png"))
-
-

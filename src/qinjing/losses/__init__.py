@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from qinjing.losses.betti_matching import BettiMatchingLoss
 from qinjing.losses.boundary import DistanceBoundaryLoss, GradientBoundaryLoss
 from qinjing.losses.centreline import CentrelineDiceLoss
 from qinjing.losses.composite import DiceCrossEntropyLoss, ShapeLoss, deep_supervision
@@ -22,11 +23,13 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "boundary": GradientBoundaryLoss,
     "distance": DistanceBoundaryLoss,
     "topology": TopologyLoss,
+    "betti_matching": BettiMatchingLoss,
     "cldice": CentrelineDiceLoss,
 }
 
 __all__ = [
     "LOSSES",
+    "BettiMatchingLoss",
     "CentrelineDiceLoss",
     "CrossEntropyLoss",
     "DiceCrossEntropyLoss",

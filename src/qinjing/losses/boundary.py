@@ -17,7 +17,7 @@ class GradientBoundaryLoss(nn.Module):
     of a single voxel have none. Only voxels near an edge of either map cost anything, each as much
     as the edges there differ in place or sharpness.
 
-    Source: the paper, section 3.1.1.
+    Source: the paper, section 3.1.1; arXiv:1511.05440 (the gradient difference loss, of images).
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

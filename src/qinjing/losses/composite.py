@@ -67,7 +67,7 @@ class ShapeLoss(nn.Module):
     Raises:
         ConfigError: a weight is negative, or start and full are out of order.
 
-    Source: the paper, section 3.1.1.
+    Source: the paper, section 3.1.1; arXiv:1910.01877 (a topology term beside Dice).
     """
 
     def __init__(

@@ -41,8 +41,8 @@ def reweight_gradients(net: nn.Module, strength: float) -> list[RemovableHandle]
     Raises:
         ConfigError: the network has no stages.
 
-    Source: the paper, section 3.2 ("dynamic gradient re-weighting", of which it gives no formula);
-    importance after Molchanov et al. 2019, arXiv:1906.10771.
+    Source: arXiv:1906.10771 (importance, Molchanov et al. 2019); the paper, section 3.2, names
+    "dynamic gradient re-weighting" and gives no formula.
     """
     stages = [
         stage
@@ -62,7 +62,7 @@ def channel_weights(features: Tensor, gradient: Tensor, strength: float) -> Tens
 
     Shapes: two (B, C, …) → (C,).
 
-    Source: see `reweight_gradients`.
+    Source: arXiv:1906.10771, as in `reweight_gradients`.
     """
     axes = [axis for axis in range(features.ndim) if axis != 1]
     importance = (features.float() * gradient.float()).abs().sum(axes)

@@ -37,9 +37,11 @@ def overrides(recipe: str | None, **options: Any) -> Overrides:
     if recipe is None:
         return Overrides(**options)
     made = registry.build(RECIPES, "recipe", recipe)
-    for part in ("net", "loss"):  # the recipe's options are of the recipe's choice
-        if options.get(part) not in (None, getattr(made, part)):
-            made = replace(made, **{f"{part}_options": None})
+    # The recipe's options are those of the recipe's choice.
+    if options.get("net") not in (None, made.net):
+        made = replace(made, net_options=None)
+    if options.get("loss") not in (None, made.loss):
+        made = replace(made, loss_options=None)
     return made.overrides(**options)
 
 

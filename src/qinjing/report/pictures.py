@@ -150,6 +150,7 @@ def contributions(result: Mapping[str, Any]) -> bytes:
         unit = f", {METRICS[metric].unit}" if METRICS[metric].unit else ""
         ax.set_xlabel(f"{METRICS[metric].title}: difference to {result['baseline']}{unit}",
                       parse_math=False)  # fmt: skip
+        ax.locator_params(axis="x", nbins=6)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.grid(axis="x", color="#e3e7ed", zorder=-1)
     return to_png(figure)
@@ -164,5 +165,5 @@ def _bar(ax: Any, place: int, row: Mapping[str, Any]) -> None:
                 marker="|", markersize=9, zorder=2)  # fmt: skip
     digits = 4 if not row["unit"] else 2
     text = f"{found['mean']:+.{digits}f}".replace("-", "−")
-    ax.annotate(text, (1.0, place), xycoords=("axes fraction", "data"), ha="right", va="center",
-                fontsize=9)  # fmt: skip
+    ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), ha="left", va="center",
+                fontsize=9, annotation_clip=False)  # fmt: skip

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from qinjing.config import read_json
 from qinjing.errors import FormatError, InputError
@@ -140,12 +139,13 @@ def _mean_entry(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key, value in entries[0].items():
         values = [entry.get(key) for entry in entries]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if isinstance(value, Mapping):
             merged[key] = _mean_entry([v for v in values if isinstance(v, Mapping)])
         elif any(v is None for v in values):
             merged[key] = None
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            merged[key] = float(np.mean(values))
+        elif len(numbers) == len(values):
+            merged[key] = fmean(numbers)
         else:
             merged[key] = value
     for entry in entries:  # a seed that missed a label says so in a field of its own

@@ -113,7 +113,11 @@ def window_for(plan: Plan, flips: tuple[tuple[int, ...], ...] = ((),)) -> Window
     One large window would be cheaper, but the network sees other statistics and borders in it than
     it was trained with: on the hippocampus Dice 0.8817 instead of 0.8851.
     """
-    return Window(plan.patch_size, overlap=_OVERLAP, flips=flips)
+    # torch takes the small maps of a single float32 window down a path of its own ("slow_conv3d");
+    # two at once are a fifth to a third faster each.
+    how = plan.execution
+    together = 2 if (how.device, how.precision) == ("cpu", "fp32") else 1
+    return Window(plan.patch_size, overlap=_OVERLAP, flips=flips, batch_size=together)
 
 
 def all_flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:

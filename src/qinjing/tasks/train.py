@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qinjing.evidence import Digested
 
 _PROBING_S = 30.0  # what timing the ways of running takes itself
+_FINISHING_S = 5.0  # what a fold's last files and the peak of predicting take
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ def _one_fold(
     )
     settings = plan.fit
     if budget_s is not None:
-        # The held-out cases are predicted afterwards, from the budget too.
-        reserve = len(split["val"]) * (plan.predicted.predicting_s if plan.predicted else 0)
+        # The held-out cases are predicted and measured afterwards, from the budget too.
+        a_case_s = plan.predicted.predicting_s if plan.predicted else 0.0
+        reserve = _FINISHING_S + 1.5 * len(split["val"]) * a_case_s
         settings = replace(settings, budget_s=max(1.0, budget_s - reserve))
 
     def report(progress: Progress, event: dict[str, Any]) -> None:

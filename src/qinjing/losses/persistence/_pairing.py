@@ -318,7 +318,7 @@ def pair_loops(level, star, words, steps, keys):
         keys: critical squares that joined no summits, ascending.
 
     Returns:
-        (n, 2) places of the square and of the edge.
+        (n, 2) place of the square, and 8 times that of the edge and its direction.
     """
     taken = np.zeros(8 * level.size, np.int32)  # by which square, counted from 1
     kept = np.empty(4096, np.uint64)
@@ -330,7 +330,7 @@ def pair_loops(level, star, words, steps, keys):
         i, j = _spanned(int64(keys[n] & uint64(63)))
         size = _toggle(level, star, words, heap, 0, place, j)
         size = _toggle_rest(level, star, words, steps, heap, size, place, i, j)
-        owner = int64(-1)
+        owner = direction = int64(-1)
         while size:
             owner, direction = _place(heap[0]), int64(heap[0] & uint64(7))
             shift = uint64(8 * direction)
@@ -353,7 +353,7 @@ def pair_loops(level, star, words, steps, keys):
                 break
             heap = _room(heap, size, ends[column] - ends[column - 1])
             size = _toggle_kept(words, heap, size, kept, ends[column - 1], ends[column])
-        pairs[n, 0], pairs[n, 1] = place, owner
+        pairs[n, 0], pairs[n, 1] = place, 8 * owner + direction
         kept = _room(kept, ends[n], size)
         ends[n + 1] = _keep(heap, size, words, kept, ends[n])
     return pairs

@@ -1,0 +1,124 @@
+"""What the losses on barcodes share: one map for each class, and the price of a matching.
+
+Source: Lacombe et al. 2018, arXiv:1805.08331, section 2 (diagrams and the diagonal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qinjing.errors import ConfigError
+from qinjing.losses.wasserstein import diagonal_factor
+
+
+class Plan(NamedTuple):
+    """Where the points of a predicted diagram go; places are flat indices into the map."""
+
+    matched: np.ndarray  # (M, 2) birth and death of points that go to one of the truth's
+    goals: np.ndarray  # (M, 2) births and deaths of those
+    free: np.ndarray  # (N, 2) birth and death of points that go to the diagonal
+    endless: np.ndarray  # (0 or 1,) birth of the component that never dies
+    heights: np.ndarray  # (0 or 1,) its value in the truth
+    rest: float  # what the points of the truth cost that go to the diagonal
+
+
+class BarcodeLoss(nn.Module):
+    """Σ λ_k · the price of matching truth and prediction in dimension k; a base class.
+
+    Whoever inherits says in `_plan` which points go where, for components, loops and cavities, and
+    in `_price` what that costs.
+
+    Args:
+        weights: λ_0, λ_1, λ_2; a dimension of weight 0 is not counted.
+        where: the name of the loss in messages.
+
+    Raises:
+        ConfigError: a weight is out of range, or Numba, which compiles the pairing, is missing.
+    """
+
+    def __init__(self, weights: Sequence[float], where: str) -> None:
+        super().__init__()
+        if len(weights) != 3 or min(weights) < 0:
+            raise ConfigError("weights", "three numbers, at least 0", weights, where=where)
+        if find_spec("numba") is None:  # said now, not in the middle of a training
+            advice = "pip install 'qinjing[topology]'"
+            raise ConfigError("numba", "installed", "nothing", where=where, advice=advice)
+        self.weights = tuple(weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, the mean over samples and classes.
+
+        Args:
+            logits: (B, K, D, H, W).
+            target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
+
+        Raises:
+            GeometryError: the logits hold NaN.
+        """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        probability = F.softmax(logits, dim=1)[:, 1:]
+        classes = torch.arange(1, logits.shape[1], device=target.device)
+        truth = (target[:, None] == classes.view(1, -1, 1, 1, 1)).to(probability)
+        probability, truth = self._prepare(probability, truth)
+        maps = list(zip(probability.flatten(0, 1), truth.flatten(0, 1), strict=True))
+        count = len(maps)
+        maps = self._choose(maps)
+        arrays = [[x.detach().cpu().numpy() for x in pair] for pair in maps]
+        with ThreadPoolExecutor(max(1, min(len(maps), torch.get_num_threads()))) as pool:
+            plans = list(pool.map(self._plan, arrays))
+        total = probability.sum() * 0
+        for (predicted, _), dimensions in zip(maps, plans, strict=True):
+            for weight, plan in zip(self.weights, dimensions, strict=True):
+                if weight:
+                    total = total + weight * self._price(predicted.flatten(), plan)
+        return total / count
+
+    def _prepare(self, probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Change the maps (B, K − 1, D, H, W) of all classes before they are looked at."""
+        return probability, truth
+
+    def _choose(self, maps: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Leave out maps, or parts of them, that need no look."""
+        return maps
+
+    def _plan(self, maps: list[np.ndarray]) -> list[Plan]:
+        """Match the diagrams of two maps, prediction and truth, in each dimension."""
+        raise NotImplementedError
+
+    def _price(self, values: Tensor, plan: Plan) -> Tensor:
+        """What the plan of one dimension costs, differentiable in the prediction's values."""
+        raise NotImplementedError
+
+
+def cost_of_plan(values: Tensor, plan: Plan, order: float, inner_norm: float) -> Tensor:
+    """Return the sum of distances to the power `order`, differentiable in the values.
+
+    Args:
+        values: (N,) the map, flat.
+        plan: where its points go.
+        order: at least 1.
+        inner_norm: p of the norm in the plane of births and deaths, at least 1; may be infinite.
+
+    Source: Cohen-Steiner et al. 2010, doi:10.1007/s10208-010-9060-6.
+    """
+
+    def place(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(values.device)
+
+    near = values[place(plan.matched)] - place(plan.goals)
+    births, deaths = values[place(plan.free)].unbind(1)
+    return (
+        torch.linalg.vector_norm(near, inner_norm, dim=1).pow(order).sum()
+        + (diagonal_factor(inner_norm) * (births - deaths).abs()).pow(order).sum()
+        + (values[place(plan.endless)] - place(plan.heights)).abs().pow(order).sum()
+        + plan.rest
+    )
