@@ -10,10 +10,18 @@ from qinjing import registry
 from qinjing.errors import ConfigError
 from qinjing.recipes.method import ABLATIONS, method
 from qinjing.recipes.paper import paper_preprocessing
+from qinjing.recipes.public_sets import brats2023, lits, msd_pancreas, nih_pancreas
 from qinjing.recipes.recipe import Recipe
 from qinjing.tasks.planning import Overrides
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = {"paper": paper_preprocessing, "method": method}
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "paper": paper_preprocessing,
+    "method": method,
+    "brats2023": brats2023,
+    "lits": lits,
+    "msd_pancreas": msd_pancreas,
+    "nih_pancreas": nih_pancreas,
+}
 
 
 def overrides(recipe: str | None, **options: Any) -> Overrides:
@@ -60,7 +68,11 @@ __all__ = [
     "ABLATIONS",
     "RECIPES",
     "Recipe",
+    "brats2023",
+    "lits",
     "method",
+    "msd_pancreas",
+    "nih_pancreas",
     "overrides",
     "paper_preprocessing",
     "variants",
