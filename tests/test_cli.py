@@ -34,6 +34,7 @@ FIXED_WORDS = [
     "predict -m RUN -i case.nii.gz -o F --flips --confidence",
     "evaluate -i P -r L -o metrics.json --tolerance-mm 1",
     "compare a/metrics.json b/metrics.json -o F",
+    "ablate method -i D -o SET --budget 5m --seeds 3",
     "report RUN -o report.html",
     "verify F",
     "info",
