@@ -85,6 +85,14 @@ def test_terms_of_shape_come_in_along_the_schedule() -> None:
         assert float(loss(LOGITS, TARGET)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_terms_of_shape_may_come_in_at_once() -> None:
+    pytest.importorskip("numba")
+    loss = ShapeLoss(start=0.5, full=0.5)
+    for share, risen in ((0.0, 0.0), (0.49, 0.0), (0.5, 1.0), (1.0, 1.0)):
+        loss.at(share)
+        assert loss.risen == risen
+
+
 def test_the_papers_sum_has_no_cross_entropy() -> None:
     pytest.importorskip("numba")
     loss = ShapeLoss(2.0, 3.0, 4.0, 0.0, topology={"weights": (1.0, 0.0, 0.0)})

@@ -63,8 +63,24 @@ def test_what_is_finished_is_not_trained_again_and_another_set_is_refused(traine
     assert [(run / "run.json").stat().st_mtime_ns for run in runs] == before
     assert set(seen) == {"variant"}
     other = {"Whole net": Overrides(steps=2)}
-    with pytest.raises(ConfigError, match="same set of trainings"):
+    with pytest.raises(ConfigError, match="another Whole net"):
         ablate(AblateConfig(config.dataset, config.output, other, seeds=2))
+    with pytest.raises(ConfigError, match="another budget_s"):
+        ablate(AblateConfig(config.dataset, config.output, VARIANTS, budget_s=9, seeds=2))
+    few = {"Whole net": VARIANTS["Whole net"]}
+    assert len(ablate(AblateConfig(config.dataset, config.output, few, seeds=2))["runs"]) == 2
+    with pytest.raises(ConfigError, match="two at least"):
+        ablate(AblateConfig(config.dataset, config.output, few, seeds=1))
+
+
+def test_a_variant_that_cannot_be_built_is_refused_before_anything_is_trained(
+    trained, tmp_path: Path
+) -> None:
+    config, _ = trained
+    variants = {**VARIANTS, "No such": Overrides(net="unet", net_options={"depth": 3})}
+    with pytest.raises(ConfigError, match="net option"):
+        ablate(AblateConfig(config.dataset, tmp_path, variants))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_method_is_the_mean_of_its_seeds(trained) -> None:
@@ -111,7 +127,7 @@ def test_a_label_that_one_seed_missed_is_missing_in_the_mean(trained, tmp_path: 
     copies = []
     for number, path in enumerate(paths):
         copies.append(tmp_path / f"m{number // 2}" / f"s{number % 2}")
-        for name in ("run.json", "plan.json", "metrics.json"):
+        for name in ("run.json", "plan.json", "splits_final.json", "metrics.json"):
             write_json(copies[-1] / name, read_json(path / name))
     table = read_json(copies[1] / "metrics.json")
     table["cases"][0]["labels"]["1"]["hd95_mm"] = None
@@ -120,6 +136,22 @@ def test_a_label_that_one_seed_missed_is_missing_in_the_mean(trained, tmp_path: 
     assert runs[0].name == "m0"
     entry = runs[0].cases[table["cases"][0]["case_id"]]["labels"]["1"]
     assert entry["hd95_mm"] is None and entry["dice"] is not None
+
+
+def test_errors_of_either_sign_do_not_cancel_and_names_stay_apart(trained, tmp_path: Path) -> None:
+    _, paths = trained
+    copies = []
+    for number, path in enumerate((*paths[:2], *paths[2:])):
+        copies.append(tmp_path / f"set{number // 2}" / "same" / f"s{number % 2}")
+        for name in ("run.json", "plan.json", "splits_final.json", "metrics.json"):
+            write_json(copies[-1] / name, read_json(path / name))
+        table = read_json(copies[-1] / "metrics.json")
+        table["cases"][0]["labels"]["1"]["volume_error_ml"] = 5.0 if number % 2 else -5.0
+        write_json(copies[-1] / "metrics.json", table)
+    runs, _ = read_runs(copies)
+    assert [run.name for run in runs] == ["set0/same", "set1/same"]
+    first = next(iter(runs[0].cases.values()))
+    assert first["labels"]["1"]["volume_error_ml"] == 5.0
 
 
 def test_pages_show_the_baselines_worst_and_best_case(trained, tmp_path: Path) -> None:

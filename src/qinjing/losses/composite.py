@@ -102,7 +102,9 @@ class ShapeLoss(nn.Module):
         """How much of their weight the terms of shape have now, 0 to 1."""
         if self.share >= self.full:
             return 1.0
-        return max(0.0, (self.share - self.start) / (self.full - self.start))
+        if self.share <= self.start:
+            return 0.0
+        return (self.share - self.start) / (self.full - self.start)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         total = self.coarse(logits, target)

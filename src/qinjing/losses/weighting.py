@@ -19,8 +19,9 @@ _MOST = 4.0  # bound on a channel's weight before all are scaled to mean 1
 def reweight_gradients(net: nn.Module, strength: float) -> list[RemovableHandle]:
     """Scale what flows back through each stage of a network by how much each channel matters.
 
-    For a stage's output x and its gradient g the importance of channel c is what the loss would
-    change by, to first order, without it: I_c = Σ |x_c · g_c|, summed over batch and voxels. Then
+    For a stage's output x and its gradient g the importance of channel c is I_c = Σ |x_c · g_c|,
+    summed over batch and voxels: each voxel's part in what the loss would change by, to first
+    order, without the channel, signs apart. Then
 
         g_c ← w_c · g_c,   w_c ∝ clip(I_c / mean(I), 1/4, 4)^strength,   mean(w) = 1.
 

@@ -52,6 +52,8 @@ CONVENTIONS = {
     "effect size": "Cohen's dz; rank-biserial correlation.",
     "seeds": "Runs of one plan that differ by their seed are one method: each case's figure is the "
     "mean over them, and the spread between them is their standard deviation.",
+    "quality": "In the table of quality and cost each mean is over the method's own cases; where a "
+    "method misses a label there is no HD95, and the case is not in that mean: read its Dice.",
     "costs": "Seconds and memory as each run measured them on its machine while predicting its "
     "held-out cases and while training; FLOPs of one window, a multiplication and an addition "
     "counted as two, without the sampling of deformable attention.",

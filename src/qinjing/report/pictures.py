@@ -18,7 +18,7 @@ from qinjing.metrics import METRICS
 from qinjing.report.overlay import focus, overlay_figure, to_png
 from qinjing.report.runs import Run
 
-_MOST_COLUMNS = 5  # methods beside the image and the truth
+_MOST_COLUMNS = 8  # methods beside the image and the truth
 _BETTER, _WORSE, _OPEN = "#0072b2", "#d55e00", "#8a94a3"
 
 
@@ -42,8 +42,8 @@ def side_by_side(
 ) -> tuple[list[Shown], list[str]]:
     """Draw the baseline's worst, middle and best case as every method segmented it.
 
-    Of several seeds the first is drawn. The choice is by the baseline's Dice alone, so that no
-    method picks its own picture.
+    Of several seeds the first is drawn, and told of. The choice is by the baseline's Dice alone, so
+    that no method picks its own picture.
 
     Args:
         runs: baseline first.
@@ -53,7 +53,8 @@ def side_by_side(
     Returns:
         The pictures, and what is missing for them, in one sentence each.
     """
-    drawn = [run for run in runs if _predictions(run)][:_MOST_COLUMNS]
+    seen = [run for run in runs if _predictions(run)]
+    drawn = seen[:_MOST_COLUMNS]
     if len(drawn) < 2 or drawn[0] is not runs[0]:
         return [], ["No pictures of cases: fewer than two run folders hold predictions."]
     place = dataset or _dataset(drawn[0])
@@ -64,32 +65,48 @@ def side_by_side(
     values = {0: "background"} | {int(value): name for value, name in labels.items()}
     predicted = set.intersection(*(set(_predictions(run)) for run in drawn))
     both = [c for c in drawn[0].cases if c in predicted and c in cases and cases[c].label]
-    shown, notes = [], [] if both else ["No pictures of cases: no case's files are all there."]
-    for word, case_id in _choose(drawn[0], both):
+    notes = [f"Not drawn beside the others: {run.name}." for run in seen[_MOST_COLUMNS:]]
+    shown = []
+    notes += [] if both else ["No pictures of cases: no case's files are all there."]
+    for word, case_id in _choose(drawn[0], both, labels):
         try:
-            shown.append(_draw(word, cases[case_id], drawn, values))
+            shown.append(_draw(word, cases[case_id], drawn, values, labels))
         except InputError as error:
             notes.append(f"No picture of {case_id}: {error}")
     return shown, notes
 
 
-def _choose(baseline: Run, case_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """The baseline's worst, middle and best case by Dice over its labels."""
-    scored = sorted((dice, c) for c in case_ids if (dice := _dice(baseline, c)) is not None)
-    if not scored:
-        return []
-    chosen = {"worst": scored[0][1], "middle": scored[len(scored) // 2][1], "best": scored[-1][1]}
-    unlike = {case_id: word for word, case_id in reversed(chosen.items())}
-    return [(word, case_id) for case_id, word in reversed(unlike.items())]
+def _choose(
+    baseline: Run, case_ids: Sequence[str], labels: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """The baseline's worst, middle and best case by Dice over the labels, fewer if there are."""
+    scored = sorted((dice, c) for c in case_ids if (dice := _dice(baseline, c, labels)) is not None)
+    words = {0: "worst", len(scored) - 1: "best"}
+    if len(scored) > 2:
+        words[len(scored) // 2] = "middle"
+    return [(words[place], scored[place][1]) for place in sorted(words) if scored]
 
 
-def _dice(run: Run, case_id: str) -> float | None:
-    known = [row["dice"] for row in run.cases[case_id]["labels"].values()
-             if isinstance(row.get("dice"), int | float)]  # fmt: skip
+def _dice(run: Run, case_id: str, labels: Mapping[str, str]) -> float | None:
+    """Mean Dice of the seed that is drawn, over the labels that all methods share."""
+    entry = _drawn(run).cases[case_id]["labels"]
+    rows = [entry[label].get("dice") for label in labels if label in entry]
+    known = [dice for dice in rows if isinstance(dice, int | float)]
     return sum(known) / len(known) if known else None
 
 
-def _draw(word: str, case: Any, runs: Sequence[Run], labels: Mapping[int, str]) -> Shown:
+def _drawn(run: Run) -> Run:
+    """The first of a method's seeds."""
+    return run.seeds[0] if run.seeds else run
+
+
+def _draw(
+    word: str,
+    case: Any,
+    runs: Sequence[Run],
+    values: Mapping[int, str],
+    labels: Mapping[str, str],
+) -> Shown:
     """Draw one case.
 
     Raises:
@@ -97,10 +114,12 @@ def _draw(word: str, case: Any, runs: Sequence[Run], labels: Mapping[int, str]) 
     """
     image, truth = read_volume(case.images[0]), read_volume(case.label)
     maps = {run.name: read_volume(_predictions(run)[case.case_id]) for run in runs}
-    center, where = focus(truth, maps[runs[0].name], labels)
-    figure = overlay_figure(image, {"truth": truth, **maps}, labels, center)
-    reached = ", ".join(f"{r.name} {_words(_dice(r, case.case_id))}" for r in runs)
+    center, where = focus(truth, maps[runs[0].name], values)
+    figure = overlay_figure(image, {"truth": truth, **maps}, values, center)
+    reached = ", ".join(f"{r.name} {_words(_dice(r, case.case_id, labels))}" for r in runs)
     caption = f"{case.case_id}, the baseline's {word} case, through {where}; Dice: {reached}."
+    if any(len(run.seeds) > 1 for run in runs):
+        caption += " The first seed of each method."
     return Shown(case.case_id, caption, to_png(figure))
 
 
@@ -110,7 +129,7 @@ def _words(value: float | None) -> str:
 
 def _predictions(run: Run) -> dict[str, Path]:
     """Case id → predicted label map, of a run folder."""
-    folder = (run.seeds[0] if run.seeds else run).path
+    folder = _drawn(run).path
     if not folder.is_dir():
         return {}
     found = sorted(folder.glob("fold_*/validation/*.nii.gz"))
@@ -131,7 +150,7 @@ def contributions(result: Mapping[str, Any]) -> bytes:
         result: what `compare` returned.
 
     Returns:
-        PNG; left is lower. Blue is better and red worse beyond the test, grey is neither.
+        PNG; left is lower. Blue is better and orange worse beyond the test, grey is neither.
     """
     names = [run["name"] for run in result["runs"][1:]]
     rows = {(r["run"], r["metric"]): r for r in result["rows"] if r["label"] == "foreground"}

@@ -12,11 +12,6 @@ from typing import Any
 from qinjing.config import read_json
 from qinjing.errors import FormatError, InputError
 
-# Of a plan, what chance and the speed of a machine decide; runs that differ only there are one
-# method.
-_BY_MACHINE = ("timings", "predicted", "execution", "threads")
-_FIT_BY_MACHINE = ("steps", "budget_s", "ema_decay", "validations")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -50,12 +45,13 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, str]]]:
     if len(paths) < 2:
         raise InputError("metrics", "two or more files", len(paths))
     groups = _by_method(paths)
+    places = [_place(group, groups) for group in groups]
     runs: list[Run] = []
     refused = []
     for number, group in enumerate(groups):
         try:
             seeds = [_read_run(path, _name(path, paths)) for path in group]
-            runs.append(_mean(_group_name(group, groups), seeds))
+            runs.append(_mean(_name(places[number], places), seeds))
         except InputError as error:
             if number == 0 or len(groups) == 2:
                 raise
@@ -71,7 +67,7 @@ def _by_method(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         key, seed = _method(path)
         if seed in groups.get(key, {}):  # trained twice alike: apart, it was asked for
-            key = f"{key} {path.resolve()}"
+            key = f"{key} {path.resolve().parent}"
         groups.setdefault(key, {})[seed] = path
     if len(groups) == 1:
         return [[path] for path in paths]
@@ -85,22 +81,20 @@ def _method(path: Path) -> tuple[str, Any]:
         return alone
     try:
         run, plan = read_json(path / "run.json"), read_json(path / "plan.json")
-        common = {key: value for key, value in plan.items() if key not in _BY_MACHINE}
-        common["fit"] = {k: v for k, v in plan["fit"].items() if k not in _FIT_BY_MACHINE}
-        common["dataset"] = run["dataset_sha256"]
+        splits = read_json(path / "splits_final.json")
+        common = [plan, run["dataset_sha256"], run["fold"], splits]
         return json.dumps(common, sort_keys=True), run["seed"]
     except (FormatError, AttributeError, KeyError, TypeError):
         return alone
 
 
-def _group_name(group: Sequence[Path], groups: Sequence[Sequence[Path]]) -> str:
-    """The folder that holds all seeds of a method, if it holds nothing else; else the first."""
-    everything = [path for other in groups for path in other]
+def _place(group: Sequence[Path], groups: Sequence[Sequence[Path]]) -> Path:
+    """The folder that holds all seeds of a method and nothing else; else that of the first seed."""
     parents = {path.resolve().parent for path in group}
-    others = [p for p in everything if p not in group and p.resolve().parent in parents]
-    if len(group) > 1 and len(parents) == 1 and not others:
-        return _name(parents.pop(), [*everything])
-    return _name(group[0], everything)
+    others = {path.resolve().parent for other in groups if other is not group for path in other}
+    if len(group) > 1 and len(parents) == 1 and not parents & others:
+        return parents.pop()
+    return group[0]
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:
@@ -139,9 +133,13 @@ def _mean_entry(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key, value in entries[0].items():
         values = [entry.get(key) for entry in entries]
+        if key == "volume_error_ml":  # too much once and too little once is two errors
+            values = [abs(v) if isinstance(v, int | float) else v for v in values]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if isinstance(value, Mapping):
-            merged[key] = _mean_entry([v for v in values if isinstance(v, Mapping)])
+            merged[key] = _mean_entry([v if isinstance(v, Mapping) else {} for v in values])
+        elif any(isinstance(v, str) for v in values):  # what one seed has to say, such as "empty"
+            merged[key] = next(v for v in values if isinstance(v, str))
         elif any(v is None for v in values):
             merged[key] = None
         elif len(numbers) == len(values):

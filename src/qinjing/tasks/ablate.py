@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qinjing import registry
 from qinjing.config import read_json, write_json
 from qinjing.errors import ConfigError, FormatError
+from qinjing.losses import LOSSES
+from qinjing.nets import NETS
 from qinjing.tasks.planning import Overrides, Tell, silent
-from qinjing.tasks.train import TrainConfig, train
+from qinjing.tasks.train import TrainConfig, plain, train
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,19 @@ def ablate(config: AblateConfig, tell: Tell | None = None) -> dict[str, Any]:
         "runs": run folders, the first variant's first; "refused" cases.
 
     Raises:
-        InputError: the data set cannot be used, or the folder holds another set of trainings.
+        InputError: the data set cannot be used, a variant cannot be built here, there is nothing to
+            compare, or the folder holds another set of trainings.
     """
     tell = tell or silent
     if config.seeds < 1:
         raise ConfigError("seeds", "at least 1", config.seeds)
+    if config.seeds * len(config.variants) < 2:
+        raise ConfigError("trainings", "two at least, to be compared", 1)
+    for overrides in config.variants.values():  # before hours are spent
+        if overrides.net:
+            registry.build(NETS, "net", overrides.net, **overrides.net_options or {})
+        if overrides.loss:
+            registry.build(LOSSES, "loss", overrides.loss, **overrides.loss_options or {})
     _claim(config)
     refused: dict[str, dict[str, str]] = {}
     number = 0
@@ -99,25 +110,28 @@ def _training(config: AblateConfig, output: Path, overrides: Overrides, seed: in
 
 
 def _claim(config: AblateConfig) -> None:
-    """Write down what this set is; a folder that holds another is refused.
+    """Write down what this set is; variants may join later, and what is there may not change.
 
     Raises:
-        ConfigError: it holds another set.
+        ConfigError: the folder holds another set, or another variant of the same name.
     """
     path = config.output / "ablation.json"
+    made = {name: plain(asdict(overrides)) for name, overrides in config.variants.items()}
     wanted = {
         "dataset": str(config.dataset.resolve()),
-        "variants": list(config.variants),
+        "splits": read_json(config.splits) if config.splits else None,
         "budget_s": config.budget_s,
     }
-    if path.is_file():
-        before = read_json(path)
-        if not isinstance(before, dict):
-            raise FormatError("ablation", "an object", where=path)
-        if {key: before.get(key) for key in wanted} != wanted:
-            raise ConfigError(
-                "output", "a new folder, or one of the same set of trainings", "another set",
-                where=config.output, advice="repeat the first command, or choose another folder",
-            )  # fmt: skip
-    else:
-        write_json(path, wanted)
+    before = read_json(path) if path.is_file() else {**wanted, "variants": {}}
+    if not isinstance(before, dict) or not isinstance(before.get("variants"), dict):
+        raise FormatError("ablation", "an object with variants", where=path)
+    known = before["variants"]
+    changed = [key for key, value in wanted.items() if before.get(key) != value]
+    changed += [name for name, one in made.items() if known.get(name, one) != one]
+    if changed:
+        raise ConfigError(
+            "output", "a new folder, or one of the same set of trainings",
+            f"another {', '.join(changed)}", where=config.output,
+            advice="repeat the first command, or choose another folder",
+        )  # fmt: skip
+    write_json(path, {**wanted, "variants": {**known, **made}})

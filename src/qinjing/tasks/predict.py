@@ -53,7 +53,7 @@ class Segmenter:
         nets, plan = _load(Path(folder).resolve())
         for other in more:
             others, its = _load(Path(other).resolve())
-            for name in ("label_values", "preprocessing"):
+            for name in ("label_values", "preprocessing", "patch_size", "flips", "one_piece"):
                 if getattr(its, name) != getattr(plan, name):
                     raise ConfigError(
                         f"models' {name}", f"alike, as in {folder}", "others", where=other,

@@ -213,7 +213,7 @@ def _check(config: TrainConfig) -> None:
     path = config.output / "run.json"
     if config.resume and path.exists():
         before, wanted = read_json(path), _wanted(config)
-        if any(_plain(before.get(name)) != _plain(value) for name, value in wanted.items()):
+        if any(plain(before.get(name)) != plain(value) for name, value in wanted.items()):
             raise ConfigError(
                 "resumed run", "given the data set, seed and options that it started with",
                 where=path, advice="choose another output folder or repeat the first command",
@@ -230,8 +230,8 @@ def _wanted(config: TrainConfig) -> dict[str, Any]:
     return {
         "dataset": str(config.dataset.resolve()),
         "seed": config.seed,
-        "splits": str(config.splits) if config.splits else None,
-        "plan": str(config.plan) if config.plan else None,
+        "splits": str(config.splits.resolve()) if config.splits else None,
+        "plan": str(config.plan.resolve()) if config.plan else None,
         "overrides": asdict(config.overrides),
     }
 
@@ -259,11 +259,11 @@ def _claim(config: TrainConfig, splits: Sequence[Split], dataset_sha256: str) ->
     write_splits(config.output / "splits_final.json", splits)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's view of a value: tuples are lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _splits(config: TrainConfig, dataset: Dataset, cases: Sequence[Case]) -> list[Split]:
