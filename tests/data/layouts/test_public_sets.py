@@ -362,3 +362,9 @@ def test_no_layout_takes_what_is_another_s(brats, tmp_path):
     for folder, owner in ((brats, "brats"), ("lits", "lits"), ("nih", "nih_pancreas")):
         takers = [n for n, layout in LAYOUTS.items() if layout.recognise(tmp_path / folder)]
         assert takers[0] == owner and set(takers) <= {owner, "plain"}
+
+
+def test_nih_slices_may_end_in_capitals(pancreas: Path) -> None:
+    for file in sorted((pancreas / "Pancreas-CT").rglob("*.dcm")):
+        file.rename(file.with_suffix(".DCM"))
+    assert len(check_dataset(open_dataset(pancreas)).good) == 3

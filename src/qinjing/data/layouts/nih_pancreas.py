@@ -104,7 +104,7 @@ def _series(root: Path) -> dict[str, Path]:
 
 
 def _holds_slices(folder: Path) -> bool:
-    return next(folder.glob("*.dcm"), None) is not None
+    return any(p.suffix.lower() == ".dcm" for p in folder.iterdir()) if folder.is_dir() else False
 
 
 def _labels(root: Path) -> dict[str, Path]:
