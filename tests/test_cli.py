@@ -21,7 +21,8 @@ import qinjing
 from qinjing import cli
 from qinjing.cli.arguments import Command, argument, parse, seconds
 from qinjing.cli.commands import COMMANDS
-from qinjing.cli.show import plain, table
+from qinjing.cli.show import table
+from qinjing.config import plain
 from qinjing.errors import ConfigError, InputError
 
 FIXED_WORDS = [

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from qinjing.errors import ConfigError, FormatError
@@ -46,6 +46,23 @@ def write_json(path: str | Path, content: Any) -> None:
             json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+
+
+def plain(value: Any) -> Any:
+    """JSON content of a result: dataclasses opened, paths as text, NaN as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch, without importing them
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def read_json(path: str | Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -117,3 +119,12 @@ def test_coarse_maps_get_no_terms_of_shape() -> None:
     small[:, :, 2] = TARGET[:, 1::2, 4, 1::2]  # an odd axis: the last block has one voxel
     expected = 2 / 3 * loss(LOGITS, TARGET) + 1 / 3 * DiceCrossEntropyLoss()(coarse, small)
     torch.testing.assert_close(both, expected)
+
+
+def test_without_a_topology_term_numba_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    loss = ShapeLoss(topology_weight=0.0)
+    expected = DiceCrossEntropyLoss()(LOGITS, TARGET) + GradientBoundaryLoss()(LOGITS, TARGET)
+    torch.testing.assert_close(loss(LOGITS, TARGET), expected)
+    with pytest.raises(ConfigError, match=r"numba must be installed.*qinjing\[topology\]"):
+        ShapeLoss()

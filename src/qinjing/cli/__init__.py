@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qinjing.cli import show
 from qinjing.cli.arguments import Command, check_places, parse
 from qinjing.cli.commands import COMMANDS
+from qinjing.config import plain
 from qinjing.errors import ConfigError, InputError
 
 __all__ = ["main"]
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _run(command, as_json)
         code = 2 if command.refusals(result) else 0
         if _is_first():
-            object_ = json.dumps(show.plain(result), ensure_ascii=False) if as_json else ""
+            object_ = json.dumps(plain(result), ensure_ascii=False) if as_json else ""
             _say(object_ or command.text(result))
         for sentence in command.refusals(result):
             _complain(sentence)

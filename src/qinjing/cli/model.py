@@ -35,7 +35,7 @@ class Plan(Command):
         """Plan; the plan."""
         from qinjing import evidence
         from qinjing.cli.watch import watch
-        from qinjing.config import write_json
+        from qinjing.config import plain, write_json
         from qinjing.tasks.planning import plan_dataset
 
         read = evidence.digested({"dataset": self.dataset})
@@ -46,7 +46,7 @@ class Plan(Command):
             )
         write_json(self.output, plan)
         record(self, "plan", read, [self.output])
-        content: dict[str, Any] = show.plain(plan)
+        content: dict[str, Any] = plain(plan)
         return content | {"output": str(self.output)}
 
     def text(self, result: Mapping[str, Any]) -> str:

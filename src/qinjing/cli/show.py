@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import PurePath
 from typing import Any
 
+from qinjing.config import plain
+
 SHOWN = ("hd95_mm", "nsd", "sensitivity", "volume_error_ml", "betti_error")
-
-
-def plain(value: Any) -> Any:
-    """JSON content of a result: dataclasses opened, paths as text, NaN as null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, PurePath):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy and torch, without importing them
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,6 +5,7 @@ Source: Lacombe et al. 2018, arXiv:1805.08331, section 2 (diagrams and the diago
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ class Plan(NamedTuple):
     rest: float  # what the points of the truth cost that go to the diagonal
 
 
-class BarcodeLoss(nn.Module):
+class BarcodeLoss(nn.Module, ABC):
     """Σ λ_k · the price of matching truth and prediction in dimension k; a base class.
 
     Whoever inherits says in `_plan` which points go where, for components, loops and cavities, and
@@ -90,13 +91,13 @@ class BarcodeLoss(nn.Module):
         """Leave out maps, or parts of them, that need no look."""
         return maps
 
+    @abstractmethod
     def _plan(self, maps: list[np.ndarray]) -> list[Plan]:
         """Match the diagrams of two maps, prediction and truth, in each dimension."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _price(self, values: Tensor, plan: Plan) -> Tensor:
         """What the plan of one dimension costs, differentiable in the prediction's values."""
-        raise NotImplementedError
 
 
 def cost_of_plan(values: Tensor, plan: Plan, order: float, inner_norm: float) -> Tensor:

@@ -65,7 +65,8 @@ class ShapeLoss(nn.Module):
         lesion_weighting: in the cross-entropy, count small lesions as much as large ones.
 
     Raises:
-        ConfigError: a weight is negative, or start and full are out of order.
+        ConfigError: a weight is negative, start and full are out of order, or γ is above 0 and
+            Numba is not installed.
 
     Source: the paper, section 3.1.1; arXiv:1910.01877 (a topology term beside Dice).
     """
@@ -89,7 +90,9 @@ class ShapeLoss(nn.Module):
             raise ConfigError("start and full", "in order from 0 to 1", (start, full))
         self.coarse = DiceCrossEntropyLoss(dice_weight, cross_entropy_weight, lesion_weighting)
         self.boundary, self.boundary_weight = GradientBoundaryLoss(), boundary_weight
-        self.topology, self.topology_weight = TopologyLoss(**(topology or {})), topology_weight
+        self.topology_weight = topology_weight
+        if topology_weight:  # else nobody needs Numba
+            self.topology = TopologyLoss(**(topology or {}))
         self.start, self.full = start, full
         self.share = 1.0
 
@@ -108,12 +111,10 @@ class ShapeLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         total = self.coarse(logits, target)
-        for term, weight in (
-            (self.boundary, self.boundary_weight),
-            (self.topology, self.topology_weight),
-        ):
-            if weight * self.risen > 0:
-                total = total + weight * self.risen * term(logits, target)
+        for name in ("boundary", "topology"):
+            weight = self.risen * getattr(self, f"{name}_weight")
+            if weight:
+                total = total + weight * getattr(self, name)(logits, target)
         return total
 
 

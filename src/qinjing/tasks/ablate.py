@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qinjing import registry
-from qinjing.config import read_json, write_json
+from qinjing.config import plain, read_json, write_json
 from qinjing.errors import ConfigError, FormatError
 from qinjing.losses import LOSSES
 from qinjing.nets import NETS
 from qinjing.tasks.planning import Overrides, Tell, silent
-from qinjing.tasks.train import TrainConfig, plain, train
+from qinjing.tasks.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _claim(config: AblateConfig) -> None:
         ConfigError: the folder holds another set, or another variant of the same name.
     """
     path = config.output / "ablation.json"
-    made = {name: plain(asdict(overrides)) for name, overrides in config.variants.items()}
+    made = {name: plain(overrides) for name, overrides in config.variants.items()}
     wanted = {
         "dataset": str(config.dataset.resolve()),
         "splits": read_json(config.splits) if config.splits else None,

@@ -34,7 +34,8 @@ class Overrides:
         loss_options: of its constructor.
         gradient_weighting: strength of `reweight_gradients`.
         spacing_mm: the network's grid along D, H and W.
-        augmentation: names and options, in order.
+        augmentation: `{"name": …, "options": {…}}` for each transform, in order, as
+            `augmentation_from_config` takes them.
         steps: optimiser steps, instead of what a budget affords.
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from qinjing.config import read_config, read_json, write_json
+from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
 from qinjing.data.splits import Split, read_splits, write_splits
@@ -257,13 +257,6 @@ def _claim(config: TrainConfig, splits: Sequence[Split], dataset_sha256: str) ->
         run = {**_wanted(config), "dataset_sha256": dataset_sha256, "fold": config.fold}
         write_json(config.output / "run.json", run)
     write_splits(config.output / "splits_final.json", splits)
-
-
-def plain(value: Any) -> Any:
-    """JSON's view of a value: tuples are lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _splits(config: TrainConfig, dataset: Dataset, cases: Sequence[Case]) -> list[Split]:
