@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qinjing.engine.checkpoint import ModelCard, load_model, save_model
+from qinjing.engine.fuse import fuse
 from qinjing.errors import ConfigError
 from qinjing.nets import NETS
 from qinjing.nets.blocks import channels_to_voxels, complete_stages, voxels_to_channels
@@ -52,6 +53,14 @@ def test_logits_have_the_inputs_shape(name: str, shape: tuple[int, int, int]) ->
     net = make(name, in_channels=2, classes=3).eval()
     with torch.no_grad():
         assert net(torch.randn(2, 2, *shape)).shape == (2, 3, *shape)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fused_for_prediction_the_logits_are_equal(name: str) -> None:
+    net, image = make(name).eval(), torch.randn(1, 1, 8, 16, 16)
+    with torch.no_grad():
+        expected = net(image)
+        torch.testing.assert_close(fuse(net)(image), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -17,6 +17,7 @@ from qinjing.data.case import Case
 from qinjing.data.preprocess import INTERPOLATION_ORDER, read_image
 from qinjing.engine.checkpoint import load_model
 from qinjing.engine.device import default_device
+from qinjing.engine.fuse import fuse
 from qinjing.engine.infer import predict_labels_on_grid
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError, FormatError, InputError
@@ -111,8 +112,8 @@ def _load(folder: Path) -> tuple[tuple[nn.Module, ...], Plan]:
         FormatError: the folder holds no trained model, or a damaged one.
     """
     one = (folder / "weights.safetensors").exists()
-    folds = [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
-    if not folds:
+    runs = [folder] if one else sorted(p.parent for p in folder.glob("fold_*/weights.safetensors"))
+    if not runs:
         raise FormatError(
             "model", "a run folder with a finished fold", "none", where=folder,
             advice="train one with `qinjing train`",
@@ -120,7 +121,7 @@ def _load(folder: Path) -> tuple[tuple[nn.Module, ...], Plan]:
     plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
     # Where it was trained says nothing of where it is used.
     plan = replace(plan, execution=replace(plan.execution, device=default_device()))
-    return tuple(plan.execution.place(load_model(fold)) for fold in folds), plan
+    return tuple(plan.execution.place(fuse(load_model(run))) for run in runs), plan
 
 
 def predict_folder(
