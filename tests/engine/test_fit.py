@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,9 @@ class Balls:
     def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         return nn.functional.cross_entropy(self.net(inputs).float(), targets)
 
+    def follow(self, average: Mapping[str, Tensor]) -> None:
+        self.teacher = average
+
     def validate(self, net: nn.Module) -> dict[str, float]:
         if self.scores is not None:
             return {"score": self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]}
@@ -55,12 +59,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_stopped_run_resumes_to_the_bits_of_an_uninterrupted_one(
-    tmp_path: Path, precision: str
+    tmp_path: Path, precision: str, channels_last: bool
 ) -> None:
     config = FitConfig(steps=12, validations=3, checkpoint_s=0.0)
-    execution = Execution("cpu", precision)  # type: ignore[arg-type]
+    execution = Execution("cpu", precision, channels_last)  # type: ignore[arg-type]
     whole = fit(Balls(), config, execution, tmp_path / "whole")
     for stop in (1, 5, 9):
         with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, named_path
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.judge import Ablate, Compare
+from qinjing.cli.learn import LabelCurve, Pretrain, Select
 from qinjing.cli.model import Plan, Predict, Train
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
 
@@ -249,11 +250,14 @@ COMMANDS: dict[str, type[Command]] = {
     "data split": DataSplit,
     "data fetch": DataFetch,
     "plan": Plan,
+    "pretrain": Pretrain,
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,
     "compare": Compare,
     "ablate": Ablate,
+    "label-curve": LabelCurve,
+    "select": Select,
     "report": Report,
     "verify": Verify,
     "info": Info,

@@ -106,6 +106,38 @@ class Train(Command):
             "--steps", metavar="N", parse=at_least(1, "--steps"), help="instead of a budget"
         ),
     )
+    trunk: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--trunk",
+            metavar="TRUNK",
+            there=True,
+            help="start from what `pretrain -o` made",
+        ),
+    )
+    tune: str | None = field(
+        default=None,
+        metadata=argument(
+            "--tune", choices=("full", "frozen", "lora"), help="what of the trunk learns"
+        ),
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata=argument(
+            "--layer-decay",
+            metavar="SHARE",
+            help="of its learning rate that a layer passes to the one below it",
+        ),
+    )
+    unlabelled_weight: float | None = field(
+        default=None,
+        metadata=argument(
+            "--unlabelled-weight",
+            metavar="W",
+            parse=at_least(0.0, "--unlabelled-weight", float),
+            help="learn from the cases that the splits call unlabelled: 1 is usual",
+        ),
+    )
     track: tuple[str, ...] = field(
         default=(),
         metadata=argument("--track", metavar="NAME", help="tensorboard, mlflow or both, offline"),
@@ -126,7 +158,16 @@ class Train(Command):
             resume=self.resume,
             splits=self.splits,
             plan=self.plan,
-            overrides=_overrides(self.recipe, net=self.net, loss=self.loss, steps=self.steps),
+            overrides=_overrides(
+                self.recipe,
+                net=self.net,
+                loss=self.loss,
+                steps=self.steps,
+                trunk=str(self.trunk) if self.trunk else None,
+                tune=self.tune,
+                layer_decay=self.layer_decay,
+                unlabelled_weight=self.unlabelled_weight,
+            ),
         )
         with watch() as show_it, track(self.track, self.output) as log_it:
 

@@ -35,7 +35,7 @@ def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
             bar.set_postfix(loss=f"{fields['loss']:.3f}", refresh=False)
             bar.update()
         elif kind == "validation":
-            say(f"step {fields['step'] + 1}: mean Dice {fields['score']:.4f}")
+            say(_validation_line(fields))
         elif kind == "measured":
             if bar is not None:
                 bar.close()
@@ -47,6 +47,21 @@ def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
     finally:
         if bar is not None:
             bar.close()
+
+
+def _validation_line(fields: dict[str, Any]) -> str:
+    """What a validation found; of a pre-training, whether it still learns anything."""
+    step = f"step {fields['step'] + 1}"
+    if "feature_rank" not in fields:
+        return f"{step}: mean Dice {fields['score']:.4f}"
+    line = (
+        f"{step}: k-NN Dice {fields.get('knn_dice', 'unknown')}, "
+        f"rank of features {fields['feature_rank']:.1f}, "
+        f"prototypes used {100 * fields['prototypes_used']:.0f} %"
+    )
+    if fields["collapsed"]:
+        line += "; the features have COLLAPSED: stop, leave no part out, or give more scans"
+    return line
 
 
 def _plan_lines(plan: Any) -> list[str]:

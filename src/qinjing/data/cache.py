@@ -16,7 +16,7 @@ import torch
 
 from qinjing.config import atomic_path, read_config, write_json
 from qinjing.data.case import Case
-from qinjing.data.preprocess import INTERPOLATION_ORDER, Preprocessing, read_pair
+from qinjing.data.preprocess import INTERPOLATION_ORDER, Preprocessing, read_pair, unlabelled
 from qinjing.errors import FormatError, InputError
 
 _FOREGROUND_SAMPLE = 10_000  # voxel places kept per class, for drawing patches around them
@@ -57,7 +57,7 @@ def prepare(
     """Write the cases that `folder` does not hold yet.
 
     Args:
-        cases: labelled, checked cases.
+        cases: checked cases; the label map of an unlabelled one is all background.
         folder: the cache; it may be shared by folds and runs of one plan.
         preprocessing: the plan's.
         label_values: ascending, background first; the index in it is the class.
@@ -69,7 +69,7 @@ def prepare(
         key = _key(case, preprocessing)
         home = folder / case.case_id
         if not _is_current(home, key):
-            image, label = read_pair(case)
+            image, label = read_pair(case) if case.label else unlabelled(case)
             grid = resample_volume(image, preprocessing.spacing_mm, INTERPOLATION_ORDER).voxels
             voxels = torch.from_numpy(np.array(grid, dtype=np.float32))
             label = resample_labels(label, preprocessing.spacing_mm)
@@ -105,12 +105,12 @@ def load(folder: Path, case_id: str) -> CachedCase:
 
 def _places(classes: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Places of each foreground class, one class after the other, and where each class ends."""
-    found = []
+    found = [np.empty((0, 3), np.int32)]
     for index in range(1, n_classes):
         where = np.flatnonzero(classes == index)
         where = where[:: max(1, where.size // _FOREGROUND_SAMPLE)]
         found.append(np.stack(np.unravel_index(where, classes.shape), axis=1).astype(np.int32))
-    ends = np.cumsum([len(places) for places in found])
+    ends = np.cumsum([len(places) for places in found[1:]], dtype=np.int64)
     return np.concatenate(found), ends
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -116,4 +117,16 @@ def read_pair(case: Case) -> tuple[Volume, Volume]:
     difference = image.grid_difference(label)
     if difference:
         raise GeometryError("label", "on its image's grid", difference, where=case.label)
+    if label.voxels.size != prod(label.shape):
+        raise GeometryError("label", "of one channel", label.voxels.shape, where=case.label)
     return image, label.with_voxels(label.voxels.reshape(label.shape))
+
+
+def unlabelled(case: Case) -> tuple[Volume, Volume]:
+    """Read a case's image, canonical, with a label map that is all background.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    image = read_image(case)
+    return image, image.with_voxels(np.zeros(image.shape, np.uint8))

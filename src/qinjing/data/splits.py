@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -15,10 +15,15 @@ from qinjing.errors import ConfigError
 
 
 class Split(TypedDict):
-    """One fold: case ids to train on and to validate on."""
+    """One fold: case ids to train on and to validate on.
+
+    "unlabelled" may name cases whose images train as well and whose labels, if there are any, are
+    not looked at.
+    """
 
     train: list[str]
     val: list[str]
+    unlabelled: NotRequired[list[str]]
 
 
 def make_splits(cases: Iterable[Case], folds: int = 5, seed: int = 12345) -> list[Split]:
@@ -89,10 +94,14 @@ def _read_fold(fold: Any, name: str, path: str | Path) -> Split:
         if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
             raise ConfigError(f"{name}, {side}", "a list of case ids", repr(ids), where=path)
         sides[side] = ids
-    twice = [i for i, n in Counter(sides["train"] + sides["val"]).items() if n > 1]
+    more = fold.get("unlabelled", [])
+    if not isinstance(more, list) or not all(isinstance(i, str) for i in more):
+        raise ConfigError(f"{name}, unlabelled", "a list of case ids", repr(more), where=path)
+    twice = [i for i, n in Counter(sides["train"] + sides["val"] + more).items() if n > 1]
     if twice:
         raise ConfigError(f"{name}, each case", "listed once", twice[0], where=path)
-    return {"train": sides["train"], "val": sides["val"]}
+    split: Split = {"train": sides["train"], "val": sides["val"]}
+    return {**split, "unlabelled": more} if more else split
 
 
 def split_faults(
@@ -108,11 +117,12 @@ def split_faults(
     patient_of = {case.case_id: case.patient_id for case in cases}
     faults: list[tuple[str, ConfigError]] = []
     for k, fold in enumerate(splits):
-        for case_id in (*fold["train"], *fold["val"]):
+        trained_on = (*fold["train"], *fold.get("unlabelled", ()))
+        for case_id in (*trained_on, *fold["val"]):
             if case_id not in patient_of:
                 error = ConfigError(f"fold {k}, case", "in the data set", case_id, where=where)
                 faults.append((case_id, error))
-        trained = {patient_of[i]: i for i in fold["train"] if i in patient_of}
+        trained = {patient_of[i]: i for i in trained_on if i in patient_of}
         for case_id in fold["val"]:
             patient = patient_of.get(case_id)
             if patient in trained:

@@ -24,6 +24,7 @@ from qinjing.engine.log import EventLog
 from qinjing.engine.task import Task
 from qinjing.errors import ConfigError
 
+_UPWARDS = ("ups", "decoders", "deep_heads")  # level 0 is the finest
 _SETTLED = 0.3  # share of the schedule before which a score says nothing of a plateau
 
 
@@ -38,6 +39,8 @@ class FitConfig:
         warm_up: share of the steps in which the learning rate rises.
         ema_decay: of the weights' moving average, which is what gets saved.
         clip_norm: bound on the gradient's length.
+        layer_decay: each layer below the last learns this much slower than the one above it; 1
+            lets all learn alike, less keeps what a pre-trained trunk knows.
         validations: how many times to validate, evenly spread; the last is at the end.
         patience: validations without a better score after which the cool-down starts early.
         budget_s: wall seconds for fitting; None leaves the steps as they are.
@@ -50,6 +53,7 @@ class FitConfig:
     warm_up: float = 0.1
     ema_decay: float = 0.995
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
     validations: int = 10
     patience: int = 6
     budget_s: float | None = None
@@ -60,6 +64,8 @@ class FitConfig:
             raise ConfigError("steps, validations and patience", "at least 1", self)
         if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
             raise ConfigError("learning_rate and ema_decay", "positive and below 1", self)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError("layer_decay", "above 0 and at most 1", self.layer_decay)
 
 
 @dataclass
@@ -161,9 +167,9 @@ def fit(
     progress = Progress(config.steps)
     if resume and state_path.exists():
         progress = _restore(state_path, net, average, optimiser)
+    task.follow(average)
     before, start = progress.seconds, time.monotonic()
     saved = start
-
     with EventLog(folder / "log.jsonl", progress.step or None) as log:
 
         def tell(kind: str, **fields: Any) -> None:
@@ -207,6 +213,7 @@ def timed_steps(task: Task, config: FitConfig, execution: Execution, seconds: fl
     net = execution.place(task.net).train()
     optimiser = _optimiser(net, config)
     average = {name: value.clone() for name, value in net.state_dict().items()}
+    task.follow(average)
     times: list[float] = []
     while len(times) < 4 or sum(times[2:]) < seconds:
         start = time.perf_counter()
@@ -229,7 +236,7 @@ def _step(
 ) -> float:
     inputs, targets = task.batch(progress.step, parallel.rank())
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     optimiser.zero_grad(set_to_none=True)
     with execution.autocast():
         share = progress.share(progress.step)
@@ -242,14 +249,46 @@ def _step(
 
 
 def _optimiser(net: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and normalisations are not decayed."""
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    rest = [p for p in net.parameters() if p.ndim <= 1]
+    """AdamW; biases and normalisations are not decayed, what is frozen is left out."""
+    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            share = _share(net, name, config.layer_decay)
+            parts.setdefault((parameter.ndim > 1, share), []).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "share": share,
+        }
+        for (decayed, share), parameters in sorted(parts.items(), key=lambda part: part[0])[::-1]
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def _share(net: nn.Module, parameter: str, layer_decay: float) -> float:
+    """What share of the learning rate a parameter learns with.
+
+    Layers count as they stand in a U: encoders downwards, then what leads upwards, coarsest first,
+    then the rest in order of registration.
+    """
+    if layer_decay == 1:
+        return 1.0
+    layers = list(dict.fromkeys(_layer(name) for name, _ in net.named_parameters()))
+    upwards = [layer for layer in layers if layer.partition(".")[0] in _UPWARDS]
+    if upwards:
+        first = layers.index(upwards[0])
+        upwards.sort(key=lambda layer: (-int(layer.partition(".")[2]), layer.startswith("deep")))
+        rest = [layer for layer in layers if layer not in upwards]
+        layers = rest[:first] + upwards + rest[first:]
+    return layer_decay ** (len(layers) - 1 - layers.index(_layer(parameter)))
+
+
+def _layer(parameter: str) -> str:
+    """The part of a network that a parameter belongs to: encoders.0, encoders.1, …, head."""
+    part, _, rest = parameter.partition(".")
+    number = rest.partition(".")[0]
+    return f"{part}.{number}" if number.isdigit() else part
 
 
 @torch.no_grad()
@@ -332,9 +371,15 @@ def _restore(
     load_weights(net, _part(tensors, "net/"), path)
     for name, value in _part(tensors, "average/").items():
         average[name].copy_(value)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, "optimiser/").items():
         index, key = name.split("/")
+        like = parameters[int(index)]
+        if (
+            value.shape == like.shape
+        ):  # in the parameter's layout, which the fused step takes it for
+            value = torch.empty_like(like).copy_(value)
         state.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     fresh = Progress(saved["steps"])

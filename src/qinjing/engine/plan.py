@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field, replace
 from math import ceil, prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from qinjing.data.transforms import default_augmentation
 from qinjing.engine.checkpoint import ModelCard
 from qinjing.engine.device import Execution
 from qinjing.engine.fit import FitConfig
+from qinjing.errors import ConfigError
 from qinjing.nets import NETS
 from qinjing.nets.blocks import Triple, total_stride
 from qinjing.registry import constructor
@@ -63,6 +64,24 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Weights to start from.
+
+    Attributes:
+        trunk: folder of a pre-trained trunk, or of a fold that `train` made.
+        tune: "full" lets every weight learn, "frozen" the heads alone, "lora" the heads and
+            low-rank additions to the rest.
+    """
+
+    trunk: str
+    tune: Literal["full", "frozen", "lora"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.tune not in ("full", "frozen", "lora"):
+            raise ConfigError("tune", "full, frozen or lora", self.tune)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides a training, saved as `plan.json`.
 
@@ -84,6 +103,9 @@ class Plan:
         threads: CPU threads.
         one_piece: everything labelled hangs together in every case, so that a prediction keeps its
             largest piece only.
+        transfer: the trunk to start from, None starts from chance.
+        unlabelled_weight: of what the moving average of the weights says of unlabelled images; 0
+            leaves them out.
         timings: what the probe measured, one entry per way of running.
         predicted: costs, None before the probe.
     """
@@ -104,6 +126,8 @@ class Plan:
     one_piece: bool = False
     loss_options: dict[str, Any] = field(default_factory=dict)
     gradient_weighting: float = 0.0
+    transfer: Transfer | None = None
+    unlabelled_weight: float = 0.0
     timings: tuple[dict[str, Any], ...] = ()
     predicted: Predicted | None = None
 
@@ -265,7 +289,9 @@ def stages(
         strides.append((d, h, w))
         size, spacing = size / (d, h, w), spacing * (d, h, w)
         spanned |= spacing < 2 * spacing.min() + 1e-6  # once spanned, always
-        kd, kh, kw = (3 if n and s >= 2 else 1 for n, s in zip(spanned, size, strict=True))
+        # From three voxels on: over two slices oneDNN's bfloat16 weight gradient reads memory that
+        # nothing was written to (torch 2.13, docs/notes/0010).
+        kd, kh, kw = (3 if n and s >= 3 else 1 for n, s in zip(spanned, size, strict=True))
         kernels.append((kd, kh, kw))
     return tuple(strides), tuple(kernels)
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from qinjing.config import read_config
 from qinjing.data.case import Case, Dataset
 from qinjing.data.fingerprint import Fingerprint
-from qinjing.data.splits import Split, make_splits
+from qinjing.data.splits import Split, make_splits, read_splits
 from qinjing.engine.device import default_device
-from qinjing.engine.plan import Plan, make_plan, with_steps
+from qinjing.engine.plan import Plan, Transfer, make_plan, with_steps
 from qinjing.errors import ConfigError, LayoutError
 from qinjing.tasks.probe import fastest, predict_costs
+from qinjing.tasks.transfer import trunk_card, with_trunk
 
 DEFAULT_BUDGET_S = 15 * 60.0
 _VALIDATION_SHARE = 0.08  # of the budget, at the most, for validating while training
+# From so many steps on a U-Net at full resolution is worth its price, below it the folded one: on
+# the hippocampus and on ACDC, docs/notes/0006.
+_FULL_RESOLUTION_STEPS = 1200
+_QUICKEST_STEP_S = {"cpu": 0.15, "cuda": 0.01}  # below it no U-Net was seen, nor is it timed
 Tell = Callable[[str, dict[str, Any]], None]
 
 
@@ -34,6 +39,10 @@ class Overrides:
         loss_options: of its constructor.
         gradient_weighting: strength of `reweight_gradients`.
         spacing_mm: the network's grid along D, H and W.
+        trunk: folder of a pre-trained trunk to start from.
+        tune: what of it learns: full, frozen or lora.
+        layer_decay: each layer below the last learns this much slower than the one above it.
+        unlabelled_weight: of what the moving average of the weights says of unlabelled images.
         augmentation: `{"name": …, "options": {…}}` for each transform, in order, as
             `augmentation_from_config` takes them.
         steps: optimiser steps, instead of what a budget affords.
@@ -45,6 +54,10 @@ class Overrides:
     loss_options: dict[str, Any] | None = None
     gradient_weighting: float | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    trunk: str | None = None
+    tune: Literal["full", "frozen", "lora"] | None = None
+    layer_decay: float | None = None
+    unlabelled_weight: float | None = None
     augmentation: tuple[dict[str, Any], ...] | None = None
     steps: int | None = None
 
@@ -79,6 +92,42 @@ def default_splits(cases: Sequence[Case]) -> list[Split]:
     return make_splits(cases, folds=min(5, len({case.patient_id for case in cases})))
 
 
+def always_unlabelled(path: Path | None) -> set[str]:
+    """Return the cases that a splits file calls unlabelled, in every fold that it names them in."""
+    folds = read_splits(path) if path else []
+    labelled = {i for fold in folds for i in (*fold["train"], *fold["val"])}
+    return {i for fold in folds for i in fold.get("unlabelled", ())} - labelled
+
+
+def sound_splits(path: Path | None, dataset: Dataset, cases: Sequence[Case]) -> list[Split]:
+    """Return the folds of a file, or five by patient, without the cases that were refused.
+
+    Raises:
+        ConfigError: the file cannot be followed, or a fold is left with nothing on a side.
+    """
+    if path is None:
+        return default_splits(cases)
+    sound = {case.case_id for case in cases}
+    splits: list[Split] = []
+    for number, split in enumerate(read_splits(path, dataset.cases)):
+        train = [case_id for case_id in split["train"] if case_id in sound]
+        val = [case_id for case_id in split["val"] if case_id in sound]
+        more = [case_id for case_id in split.get("unlabelled", ()) if case_id in sound]
+        if not train or not val:
+            raise ConfigError(f"fold {number}", "of a sound case on either side", where=path)
+        kept: Split = {"train": train, "val": val}
+        splits.append({**kept, "unlabelled": more} if more else kept)
+    return splits
+
+
+def labelled_ones(cases: Sequence[Case], splits: Sequence[Split]) -> Sequence[Case]:
+    """Return the cases to plan by: all, or where labels are few the labelled ones that train."""
+    if not any(split.get("unlabelled") for split in splits):
+        return cases
+    labelled = {case_id for split in splits for case_id in split["train"]}
+    return [case for case in cases if case.case_id in labelled]
+
+
 def measure(dataset: Dataset, cases: Sequence[Case]) -> Fingerprint:
     """Measure cases; see `fingerprint_dataset`."""
     from qinjing.data.fingerprint import fingerprint_dataset
@@ -100,35 +149,21 @@ def plan_training(
     """
     from qinjing.data.resample import resampled_shape
 
-    plan = make_plan(
-        fingerprint,
-        device=default_device(),
-        threads=torch.get_num_threads(),
-        net=overrides.net or "subvoxel_unet",
-        loss=overrides.loss or "dice_ce",
-        spacing_mm=overrides.spacing_mm,
-    )
-    model = replace(plan.model, options=plan.model.options | (overrides.net_options or {}))
-    plan = replace(
-        plan,
-        model=model,
-        loss_options=overrides.loss_options or {},
-        gradient_weighting=overrides.gradient_weighting or 0.0,
-    )
-    if overrides.augmentation is not None:
-        plan = replace(plan, augmentation=overrides.augmentation)
-    spacing = plan.preprocessing.spacing_mm
-    shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
-    voxels = [s[0] * s[1] * s[2] for s in shapes]
-    big = voxels.index(max(voxels))
-    plan = fastest(plan, shapes[big])
-    best = min(plan.timings, key=lambda timing: timing["step_s"])
-    # One validation is paid in any case; more of them only from a small share of the budget.
-    validation_s = held_out * best["validation_s"] * sum(voxels) / len(voxels) / max(voxels)
-    validations = int(min(10, max(1, _VALIDATION_SHARE * budget_s / max(validation_s, 1e-3))))
-    steps = overrides.steps or max(
-        10, int((budget_s - validations * validation_s) / best["step_s"])
-    )
+    for net in _nets(overrides, budget_s):
+        plan = _decided(fingerprint, overrides, net)
+        spacing = plan.preprocessing.spacing_mm
+        shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
+        voxels = [s[0] * s[1] * s[2] for s in shapes]
+        big = voxels.index(max(voxels))
+        plan = fastest(plan, shapes[big])
+        best = min(plan.timings, key=lambda timing: timing["step_s"])
+        # One validation is paid in any case; more of them only from a small share of the budget.
+        validation_s = held_out * best["validation_s"] * sum(voxels) / len(voxels) / max(voxels)
+        validations = int(min(10, max(1, _VALIDATION_SHARE * budget_s / max(validation_s, 1e-3))))
+        affordable = max(10, int((budget_s - validations * validation_s) / best["step_s"]))
+        steps = overrides.steps or affordable
+        if steps >= _FULL_RESOLUTION_STEPS:
+            break
     budget = None if overrides.steps else budget_s
     plan = with_steps(plan, steps, budget, validations)
     bytes_cached = sum(voxels) * (4 * len(fingerprint.channel_names) + 1)
@@ -141,6 +176,49 @@ def plan_training(
         bytes_cached / 2**30,
         training_s,
     )
+
+
+def _nets(overrides: Overrides, budget_s: float) -> tuple[str, ...]:
+    """The networks to choose from: the first for which there is time, else the last."""
+    if overrides.net:
+        return (overrides.net,)
+    if overrides.trunk:
+        return (trunk_card(Path(overrides.trunk)).net,)
+    steps = overrides.steps or budget_s / _QUICKEST_STEP_S[default_device()]
+    if steps < _FULL_RESOLUTION_STEPS:
+        return ("subvoxel_unet",)
+    return ("unet", "subvoxel_unet")
+
+
+def _decided(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
+    """What the fingerprint decides for a network, and what a caller decided instead."""
+    plan = make_plan(
+        fingerprint,
+        device=default_device(),
+        threads=torch.get_num_threads(),
+        net=net,
+        loss=overrides.loss or "dice_ce",
+        spacing_mm=overrides.spacing_mm,
+    )
+    model, transfer = plan.model, None
+    if overrides.trunk:
+        model = with_trunk(model, Path(overrides.trunk))
+        transfer = Transfer(str(Path(overrides.trunk).resolve()), overrides.tune or "full")
+    elif overrides.tune or overrides.layer_decay:
+        raise ConfigError("tune and layer_decay", "given with a trunk", "without one")
+    model = replace(model, options=model.options | (overrides.net_options or {}))
+    plan = replace(
+        plan,
+        model=model,
+        loss_options=overrides.loss_options or {},
+        gradient_weighting=overrides.gradient_weighting or 0.0,
+        transfer=transfer,
+        unlabelled_weight=overrides.unlabelled_weight or 0.0,
+        fit=replace(plan.fit, layer_decay=overrides.layer_decay or 1.0),
+    )
+    if overrides.augmentation is not None:
+        plan = replace(plan, augmentation=overrides.augmentation)
+    return plan
 
 
 def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
@@ -172,15 +250,36 @@ def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
     return with_steps(plan, steps, None, plan.fit.validations) if steps else plan
 
 
-def sound_cases(path: Path, tell: Tell) -> tuple[Dataset, list[Case], list[dict[str, str]]]:
-    """Open a data set and drop the cases that cannot be trained on."""
+def sound_cases(
+    path: Path, tell: Tell, unlabelled: Collection[str] = ()
+) -> tuple[Dataset, list[Case], list[dict[str, str]]]:
+    """Open a data set and drop the cases that cannot be trained on.
+
+    Args:
+        path: of the data set.
+        tell: told of ("checked", {"cases", "refused"}).
+        unlabelled: case ids whose labels are not looked at, if there are any.
+    """
     from qinjing.data.check import check_dataset
     from qinjing.data.layouts import open_dataset
 
     dataset = open_dataset(path)
-    result = check_dataset(dataset)
-    cases = [case for case in result.good if case.label is not None]
-    refused = [{"case_id": f.case_id or "", "reason": f.message} for f in result.refused]
+    bare = tuple(
+        replace(case, label=None) if case.case_id in unlabelled else case for case in dataset.cases
+    )
+    result = check_dataset(replace(dataset, cases=bare))
+    faults = [
+        fault
+        for fault in result.refused
+        if not (fault.kind == "no label" and fault.case_id in unlabelled)
+    ]
+    bad = {fault.case_id for fault in faults}
+    cases = [
+        case
+        for case in bare
+        if case.case_id not in bad and (case.label is not None or case.case_id in unlabelled)
+    ]
+    refused = [{"case_id": fault.case_id, "reason": fault.message} for fault in faults]
     tell("checked", {"cases": len(cases), "refused": refused})
     if len(cases) < 2:
         raise LayoutError(

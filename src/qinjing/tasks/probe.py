@@ -156,10 +156,14 @@ def _time_steps(request: _Request) -> dict[str, float]:
     """Seconds of a training step and of validating the largest case."""
     import qinjing.tasks.train  # noqa: F401  (its imports are part of the memory)
     from qinjing.engine.fit import timed_steps
-    from qinjing.tasks.segment import SegmentTask
+    from qinjing.engine.trial import gradient_fault
+    from qinjing.tasks.mean_teacher import learning_task
 
     case = _made_up_case(request)
-    task = SegmentTask(request.plan.model.build(), request.plan, [case], [case], seed=0)
+    task = learning_task(request.plan.model.build(), request.plan, [case], [], [case], seed=0)
+    fault = gradient_fault(task, request.plan.execution)
+    if fault:
+        raise SystemExit(fault)
     step_s = timed_steps(task, request.plan.fit, request.plan.execution, _SECONDS)
     start = time.perf_counter()
     task.validate(task.net.eval())

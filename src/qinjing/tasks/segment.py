@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,6 +73,9 @@ class SegmentTask:
         if isinstance(outputs, Tensor):
             return self.criterion(outputs.float(), targets)
         return deep_supervision(self.criterion, outputs, targets)
+
+    def follow(self, average: Mapping[str, Tensor]) -> None:
+        """Nothing is learnt from a teacher."""
 
     def validate(self, net: nn.Module) -> dict[str, float]:
         """Return each class's mean Dice over the validation cases, and their mean as "score".

@@ -14,27 +14,31 @@ import torch
 from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
-from qinjing.data.splits import Split, read_splits, write_splits
+from qinjing.data.splits import Split, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
 from qinjing.engine.device import environment, peak_memory_gib
 from qinjing.engine.fit import FitResult, Progress, fit
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
+from qinjing.nets.low_rank import merged_weights
+from qinjing.tasks.mean_teacher import learning_task
 from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
     Overrides,
     Tell,
-    default_splits,
+    always_unlabelled,
     given_plan,
+    labelled_ones,
     measure,
     plan_training,
     silent,
     sound_cases,
+    sound_splits,
 )
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.probe import prediction_memory_gib
-from qinjing.tasks.segment import SegmentTask
+from qinjing.tasks.transfer import starting_net
 
 if TYPE_CHECKING:
     from qinjing.evidence import Digested
@@ -93,8 +97,10 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     start = time.monotonic()
     _check(config)
     read = _digest(config) if parallel.is_first() else {}
-    opened, cases, refused = sound_cases(config.dataset, tell)
-    splits = _splits(config, opened, cases)
+    opened, cases, refused = sound_cases(
+        config.dataset, tell, always_unlabelled(_splits_path(config))
+    )
+    splits = sound_splits(_splits_path(config), opened, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
     if not all(0 <= fold < len(splits) for fold in folds):
         raise ConfigError("fold", f"from 0 to {len(splits) - 1}, or all", config.fold)
@@ -138,11 +144,15 @@ def _one_fold(
     if config.resume and (folder / "result.json").exists():
         return dict(read_json(folder / "result.json"))
     torch.manual_seed(config.seed * 1000 + fold)  # first weights; draws have their own generators
-    cached = {i: cache.load(config.output / "cache", i) for i in (*split["train"], *split["val"])}
-    task = SegmentTask(
-        plan.model.build(),
+    unlabelled = split.get("unlabelled", [])
+    names = (*split["train"], *unlabelled, *split["val"])
+    cached = {i: cache.load(config.output / "cache", i) for i in names}
+    net = starting_net(plan)
+    task = learning_task(
+        net,
         plan,
         [cached[i] for i in split["train"]],
+        [cached[i] for i in unlabelled],
         [cached[i] for i in split["val"]],
         seed=config.seed * 1000 + fold,
     )
@@ -159,7 +169,7 @@ def _one_fold(
     result = fit(task, settings, plan.execution, folder, config.resume, report)
     if not parallel.is_first():
         return {}
-    save_model(folder, plan.model, result.weights)
+    save_model(folder, plan.model, merged_weights(net, result.weights))
     return _measure_fold(config, plan, cases, split, fold, result, tell)
 
 
@@ -240,7 +250,8 @@ def _digest(config: TrainConfig) -> dict[str, Digested]:
     """Digest the data set before anything is read of it; a resumed run must find it unchanged."""
     from qinjing import evidence
 
-    read = evidence.digested({"dataset": config.dataset}, without=config.output)
+    trunk = {"trunk": Path(config.overrides.trunk)} if config.overrides.trunk else {}
+    read = evidence.digested({"dataset": config.dataset, **trunk}, without=config.output)
     path = config.output / "run.json"
     before = read_json(path) if config.resume and path.exists() else {}
     if before.get("dataset_sha256", read["dataset"].sha256) != read["dataset"].sha256:
@@ -259,21 +270,10 @@ def _claim(config: TrainConfig, splits: Sequence[Split], dataset_sha256: str) ->
     write_splits(config.output / "splits_final.json", splits)
 
 
-def _splits(config: TrainConfig, dataset: Dataset, cases: Sequence[Case]) -> list[Split]:
-    """The run's own splits, those given, or five folds; without the cases that were refused."""
+def _splits_path(config: TrainConfig) -> Path | None:
+    """The run's own splits, or those given."""
     kept = config.output / "splits_final.json"
-    path = kept if config.resume and kept.exists() else config.splits
-    if path is None:
-        return default_splits(cases)
-    sound = {case.case_id for case in cases}
-    splits: list[Split] = []
-    for number, split in enumerate(read_splits(path, dataset.cases)):
-        train = [case_id for case_id in split["train"] if case_id in sound]
-        val = [case_id for case_id in split["val"] if case_id in sound]
-        if not train or not val:
-            raise ConfigError(f"fold {number}", "of a sound case on either side", where=path)
-        splits.append({"train": train, "val": val})
-    return splits
+    return kept if config.resume and kept.exists() else config.splits
 
 
 def _plan(
@@ -307,7 +307,7 @@ def _write_plan(
     if config.plan:
         plan = given_plan(config.plan, config.overrides.steps, dataset)
     else:
-        fingerprint = measure(dataset, cases)
+        fingerprint = measure(dataset, labelled_ones(cases, splits))
         write_json(config.output / "fingerprint.json", fingerprint)
         budget = (config.budget_s or DEFAULT_BUDGET_S * folds) / folds
         spent = (time.monotonic() - start + _PROBING_S) / folds

@@ -7,7 +7,11 @@ from typing import Any
 
 from qinjing import registry
 from qinjing.data.transforms.affine import Affine
-from qinjing.data.transforms.augmentation import Augmentation, default_augmentation
+from qinjing.data.transforms.augmentation import (
+    Augmentation,
+    default_augmentation,
+    strong_intensity,
+)
 from qinjing.data.transforms.bias_field import BiasField
 from qinjing.data.transforms.blur import Blur
 from qinjing.data.transforms.brightness import Brightness
@@ -62,4 +66,5 @@ __all__ = [
     "Transform",
     "augmentation_from_config",
     "default_augmentation",
+    "strong_intensity",
 ]

@@ -102,5 +102,21 @@ def default_augmentation(
     return [{"name": name, "options": options} for name, options in configs]
 
 
+def strong_intensity() -> list[dict[str, Any]]:
+    """Return the configuration of changes of grey values that make two views of one crop unlike.
+
+    Source: arXiv:2104.14294 (DINO's colour changes), on grey values.
+    """
+    often = {"probability": 0.5}
+    configs: list[tuple[str, dict[str, Any]]] = [
+        ("brightness", {"factor": [0.6, 1.5], **often}),
+        ("contrast", {"factor": [0.6, 1.5], **often}),
+        ("gamma", {"gamma": [0.6, 1.7], "retain_stats": True, **often}),
+        ("noise", {"std": [0.0, 0.2], **often}),
+        ("blur", {"sigma": [0.5, 1.0], "probability": 0.3}),
+    ]
+    return [{"name": name, "options": options} for name, options in configs]
+
+
 def _gamma(**chances: float) -> dict[str, Any]:
     return {"gamma": [0.7, 1.5], "retain_stats": True, **chances}

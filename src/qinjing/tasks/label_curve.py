@@ -1,0 +1,212 @@
+"""How good a model gets from how many labelled cases: trainings over counts, seeds and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qinjing.config import plain, read_config, read_json, write_json
+from qinjing.data.case import Case, Dataset
+from qinjing.data.splits import Split, read_splits, write_splits
+from qinjing.engine.plan import Plan, Transfer
+from qinjing.errors import ConfigError
+from qinjing.tasks.planning import Overrides, Tell, default_splits, silent, sound_cases
+from qinjing.tasks.train import TrainConfig, train
+from qinjing.tasks.transfer import trunk_card
+
+UNLABELLED_WEIGHT = 1.0
+METHODS = ("random", "pretrained", "mean_teacher", "both")
+
+
+@dataclass(frozen=True)
+class LabelCurveConfig:
+    """A set of trainings with few labels.
+
+    Attributes:
+        dataset: folder in any layout, every case labelled.
+        output: takes a run for each count, method and seed, and `label_curve.json`.
+        trunk: pre-trained folder; without it only "random" and "mean_teacher" can be asked for.
+        counts: labelled patients; 0 stands for all.
+        seeds: trainings of each count and method, each with patients of its own draw.
+        steps: optimiser steps of each training.
+        methods: of `METHODS`.
+        splits: a `splits_final.json`; its first fold's val side is measured on. Else the first of
+            five folds by patient.
+        tune: what of the trunk learns.
+        layer_decay: of the trunk's layers.
+    """
+
+    dataset: Path
+    output: Path
+    trunk: Path | None = None
+    counts: tuple[int, ...] = (1, 2, 5, 10, 20, 0)
+    seeds: int = 3
+    steps: int = 600
+    methods: tuple[str, ...] = METHODS
+    splits: Path | None = None
+    tune: Literal["full", "frozen", "lora"] | None = None
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.methods) - set(METHODS)
+        if unknown or not self.methods:
+            raise ConfigError("methods", f"of {', '.join(METHODS)}", ", ".join(sorted(unknown)))
+        if self.trunk is None and {"pretrained", "both"} & set(self.methods):
+            raise ConfigError("trunk", "given for the methods pretrained and both", "none")
+        if self.seeds < 1 or self.steps < 1 or min(self.counts, default=-1) < 0:
+            raise ConfigError(
+                "seeds, steps and counts", "positive; a count may be 0, for all", self
+            )
+
+
+def label_curve(config: LabelCurveConfig, tell: Tell | None = None) -> dict[str, Any]:
+    """Train every count, method and seed; what is finished is kept, what was stopped goes on.
+
+    The same seed draws the same patients for every method, and a larger count keeps those of the
+    smaller ones. Methods differ in nothing else but what their names say: network, steps, batch and
+    augmentation are the same. Images of patients whose labels are not used teach where the method
+    has a teacher.
+
+    Args:
+        config: what to train.
+        tell: told of ("variant", {"name", "seed", "number", "of"}) and of what `train` tells.
+
+    Returns:
+        "points": {"method", "count", "cases", "seed", "dice", "run"} of each training; "patients"
+        to choose from; "test_cases".
+
+    Raises:
+        InputError: the data set cannot be used, or the folder holds another curve.
+    """
+    tell = tell or silent
+    _claim(config)
+    dataset, cases, _ = sound_cases(config.dataset, tell)
+    splits = read_splits(config.splits, dataset.cases) if config.splits else default_splits(cases)
+    split = splits[0]
+    if config.trunk:
+        _check_unseen(config.trunk, dataset, split["val"])
+    own = {case.case_id: case for case in cases}
+    pool = [own[case_id] for case_id in split["train"] if case_id in own]
+    patients = sorted({case.patient_id for case in pool})
+    counts = sorted({min(count, len(patients)) or len(patients) for count in config.counts})
+    points: list[dict[str, Any]] = []
+    number = 0
+    for seed in range(config.seeds):
+        for count in counts:
+            fold = labelled_split(pool, draw_patients(patients, count, seed), split["val"])
+            for method in config.methods:
+                number += 1
+                fields = {"name": f"{method}, {count} labelled", "seed": seed, "number": number}
+                tell("variant", {**fields, "of": config.seeds * len(counts) * len(config.methods)})
+                run = config.output / method / f"labelled_{count}" / f"seed_{seed}"
+                points.append(
+                    {
+                        "method": method,
+                        "count": count,
+                        "cases": len(fold["train"]),
+                        "seed": seed,
+                        "dice": _trained(config, run, fold, method, seed, tell),
+                        "run": str(run),
+                    }
+                )
+    result = {"points": points, "patients": len(patients), "test_cases": len(split["val"])}
+    write_json(config.output / "label_curve.json", {**result, "config": plain(config)})
+    return result
+
+
+def draw_patients(patients: Sequence[str], count: int, seed: int) -> set[str]:
+    """Return `count` patients, those of a smaller count among them."""
+    order = np.random.default_rng((seed, 5)).permutation(len(patients))
+    return {patients[i] for i in order[:count]}
+
+
+def labelled_split(pool: Sequence[Case], chosen: set[str], val: Sequence[str]) -> Split:
+    """Return a fold whose labels are the chosen patients'; the others give their images."""
+    split: Split = {
+        "train": [case.case_id for case in pool if case.patient_id in chosen],
+        "val": list(val),
+    }
+    rest = [case.case_id for case in pool if case.patient_id not in chosen]
+    return {**split, "unlabelled": rest} if rest else split
+
+
+def _trained(
+    config: LabelCurveConfig, run: Path, fold: Split, method: str, seed: int, tell: Tell
+) -> float | None:
+    """Mean Dice of one training, made unless it is there."""
+    if not (run / "measured.json").is_file():
+        splits = run.with_name(f"{run.name}.splits.json")
+        write_splits(splits, [fold])
+        training = TrainConfig(config.dataset, run, seed=seed, resume=True, splits=splits)
+        base = config.output / "plans" / f"seed_{seed}.json"
+        if not base.exists():
+            train(replace(training, overrides=_overrides(config, method)), tell)
+            made = read_config(run / "plan.json", Plan)
+            write_json(base, replace(made, transfer=None, unlabelled_weight=0.0))
+        else:
+            # All trainings of a seed follow one plan, which saw the fewest of its labels.
+            plan = run.with_name(f"{run.name}.plan.json")
+            write_json(plan, _as_method(config, read_config(base, Plan), method))
+            train(replace(training, plan=plan), tell)
+    mean: float | None = read_json(run / "metrics.json")["mean"]["foreground"]["dice"]["mean"]
+    return mean
+
+
+def _as_method(config: LabelCurveConfig, plan: Plan, method: str) -> Plan:
+    """The plan with what makes the method, and nothing else, changed."""
+    wanted = _overrides(config, method)
+    transfer = None
+    if wanted.trunk:
+        transfer = Transfer(str(Path(wanted.trunk).resolve()), wanted.tune or "full")
+    fit = replace(plan.fit, layer_decay=wanted.layer_decay or 1.0)
+    weight = wanted.unlabelled_weight or 0.0
+    return replace(plan, transfer=transfer, unlabelled_weight=weight, fit=fit)
+
+
+def _check_unseen(trunk: Path, dataset: Dataset, val: Sequence[str]) -> None:
+    """Refuse a trunk that saw the images that it would be measured on.
+
+    Raises:
+        ConfigError: naming one of them.
+    """
+    card = trunk / "trunk.json"
+    saw = read_json(card)["saw"] if card.is_file() else []
+    seen = {i for one in saw if one["dataset"] == dataset.name for i in one["cases"]} & set(val)
+    if seen:
+        raise ConfigError(
+            "trunk", "pre-trained without the cases that are measured on", sorted(seen)[0],
+            where=trunk, advice="give `pretrain` the same --splits",
+        )  # fmt: skip
+
+
+def _overrides(config: LabelCurveConfig, method: str) -> Overrides:
+    net: dict[str, Any] = {}
+    if config.trunk:  # the same network for all
+        card = trunk_card(config.trunk)
+        options = {k: v for k, v in card.options.items() if k not in ("in_channels", "classes")}
+        net = {"net": card.net, "net_options": options}
+    made = Overrides(**net, steps=config.steps)
+    if method in ("pretrained", "both"):
+        made = replace(
+            made, trunk=str(config.trunk), tune=config.tune, layer_decay=config.layer_decay
+        )
+    if method in ("mean_teacher", "both"):
+        made = replace(made, unlabelled_weight=UNLABELLED_WEIGHT)
+    return made
+
+
+def _claim(config: LabelCurveConfig) -> None:
+    """Write down what this curve is; seeds and methods may join later."""
+    path = config.output / "curve.json"
+    free = ("seeds", "methods", "output")
+    wanted: Mapping[str, Any] = {k: v for k, v in plain(config).items() if k not in free}
+    if path.is_file() and read_json(path) != wanted:
+        raise ConfigError(
+            "output", "a new folder, or one of the same curve", "another", where=config.output,
+            advice="repeat the first command, or choose another folder",
+        )  # fmt: skip
+    write_json(path, wanted)

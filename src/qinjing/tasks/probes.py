@@ -1,0 +1,149 @@
+"""What features know already, measured without training: neighbours, a linear map, their rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qinjing.data.cache import CachedCase
+from qinjing.data.patches import cut
+from qinjing.nets.pretrainer import Pretrainer
+
+_RIDGE = 1e-2
+_COLLAPSED_RANK, _COLLAPSED_USE = 2.0, 0.02
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tell classes of cells from frozen features: some cases to learn from, others to tell.
+
+    Attributes:
+        known: labelled cases to learn from.
+        asked: labelled cases to measure on.
+        classes: background included.
+        patch_size: voxels around the middle of what is labelled.
+        neighbours: of the k-NN vote.
+        most: cells kept of the known cases, evenly.
+    """
+
+    known: Sequence[CachedCase]
+    asked: Sequence[CachedCase]
+    classes: int
+    patch_size: tuple[int, int, int]
+    neighbours: int = 10
+    most: int = 20_000
+
+    @torch.inference_mode()
+    def measure(self, net: Pretrainer) -> dict[str, float]:
+        """Return "knn_dice" and "linear_dice", mean Dice of the foreground's cells, 0 to 1."""
+        x, y = self._cells(net, self.known)
+        keep = torch.linspace(0, len(x) - 1, min(len(x), self.most)).long()
+        x, y = x[keep], y[keep]
+        asked, truth = self._cells(net, self.asked)
+        found = {
+            "knn_dice": nearest_vote(x, y, asked, self.classes, self.neighbours),
+            "linear_dice": linear_vote(x, y, asked, self.classes),
+        }
+        dice = {name: self._dice(votes, truth) for name, votes in found.items()}
+        return {name: round(value, 5) for name, value in dice.items() if value == value}
+
+    def _cells(self, net: Pretrainer, cases: Sequence[CachedCase]) -> tuple[Tensor, Tensor]:
+        """Features (N, F) of the cells of every case and the class that most of each is."""
+        features, classes = [], []
+        device = next(net.parameters()).device
+        for case in cases:
+            image, label = middle(case, self.patch_size)
+            maps = torch.cat([net.features(c[None, None].to(device)) for c in image], dim=1)
+            features.append(net.tokens(maps)[0].float().cpu())
+            shares = F.one_hot(label.long(), self.classes).movedim(-1, 0)[None].float()
+            classes.append(net.tokens(shares)[0].argmax(-1))
+        return torch.cat(features), torch.cat(classes)
+
+    def _dice(self, votes: Tensor, truth: Tensor) -> float:
+        scores = []
+        for index in range(1, self.classes):
+            ours, theirs = votes == index, truth == index
+            total = int(ours.sum() + theirs.sum())
+            if total:
+                scores.append(2 * int((ours & theirs).sum()) / total)
+        return float(np.mean(scores)) if scores else float("nan")
+
+
+def middle(case: CachedCase, patch_size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Return image (C, D, H, W) and classes (D, H, W) around the middle of what is labelled."""
+    places = [p for p in case.foreground if len(p)]
+    shape = np.array(case.label.shape)
+    centre = np.concatenate(places).mean(0).round().astype(int) if places else shape // 2
+    size = np.array(patch_size)
+    low = np.minimum(0, (shape - size) // 2)
+    corner = np.clip(centre - size // 2, low, np.maximum(shape - size, low))
+    d, h, w = (int(c) for c in corner)
+    image = cut(case.image, (d, h, w), patch_size)
+    return torch.from_numpy(image), torch.from_numpy(cut(case.label, (d, h, w), patch_size))
+
+
+def nearest_vote(
+    known: Tensor, classes: Tensor, asked: Tensor, n_classes: int, neighbours: int
+) -> Tensor:
+    """Return the class (M,) that the nearest of `known` (N, F) give each of `asked` (M, F).
+
+    Votes count by likeness, exp(cosine / 0.07), as in arXiv:1805.01978.
+    """
+    known, asked = F.normalize(known, dim=-1), F.normalize(asked, dim=-1)
+    votes = []
+    for part in asked.split(4096):
+        likeness, nearest = (part @ known.T).topk(min(neighbours, len(known)), dim=1)
+        ballot = torch.zeros(len(part), n_classes)
+        ballot.scatter_add_(1, classes[nearest], (likeness / 0.07).exp())
+        votes.append(ballot.argmax(1))
+    return torch.cat(votes)
+
+
+def linear_vote(known: Tensor, classes: Tensor, asked: Tensor, n_classes: int) -> Tensor:
+    """Return the class (M,) that ridge regression on the classes' indicators gives."""
+    mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
+    a = torch.cat([(known - mean) / deviation, torch.ones(len(known), 1)], dim=1).double()
+    b = torch.cat([(asked - mean) / deviation, torch.ones(len(asked), 1)], dim=1).double()
+    target = F.one_hot(classes, n_classes).double()
+    # Classes count alike, however few their cells.
+    weight = (1 / target.sum(0).clamp_min(1))[classes][:, None]
+    gram = (a * weight).T @ a + _RIDGE * torch.eye(a.shape[1], dtype=torch.float64)
+    return (b @ torch.linalg.solve(gram, (a * weight).T @ target)).argmax(1)
+
+
+def collapse_measures(features: Tensor, assigned: Tensor, logits: Tensor) -> dict[str, float]:
+    """Return signs of collapse, each of which a healthy training keeps up.
+
+    Args:
+        features: (N, F) of cells.
+        assigned: (N, K) probabilities over prototypes.
+        logits: (N, K) that the teacher's softmax would take.
+
+    Returns:
+        "feature_rank" (1 to F: exponential of the entropy of the singular values),
+        "prototypes_used" (0 to 1: perplexity of the nearest prototypes over K), "teacher_entropy"
+        (0 to 1: of one assignment, mean over samples), "collapsed" (0 or 1).
+
+    Source: arXiv:2210.02885 (RankMe).
+    """
+    singular = torch.linalg.svdvals((features - features.mean(0)).double())
+    share = singular / singular.sum().clamp_min(1e-12)
+    rank = float((-(share * (share + 1e-12).log()).sum()).exp())
+    k = assigned.shape[1]
+    counts = torch.bincount(logits.argmax(1), minlength=k).double()
+    use = counts / counts.sum()
+    used = float((-(use * (use + 1e-12).log()).sum()).exp()) / k
+    entropy = -(assigned * (assigned + 1e-12).log()).sum(-1).mean() / log(k)
+    collapsed = rank < _COLLAPSED_RANK or used < _COLLAPSED_USE
+    return {
+        "feature_rank": round(rank, 3),
+        "prototypes_used": round(used, 4),
+        "teacher_entropy": round(float(entropy), 4),
+        "collapsed": float(collapsed),
+    }
