@@ -104,7 +104,7 @@ def test_a_trunk_says_what_it_saw_and_keeps_no_copy(trunk: Path) -> None:
     [
         Objective(),
         Objective(momentum=False),
-        Objective(clustering="none", planes=False),
+        Objective(clustering="none", planes=0.0),
         Objective(clustering="kmeans"),
         Objective(masking=0.0, local_crops=0),
     ],
@@ -117,7 +117,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_bits(
     batch = SelfDistillation.batch
 
     def stop(self: SelfDistillation, step: int, rank: int) -> object:
-        if step == 2 and not config.resume:
+        if step == 2:
             raise KeyboardInterrupt
         return batch(self, step, rank)
 

@@ -83,7 +83,7 @@ class Pretrain(Command):
         objective = Objective(
             momentum="momentum" not in self.without,
             clustering="none" if "clustering" in self.without else self.clustering,
-            planes="planes" not in self.without,
+            planes=0.0 if "planes" in self.without else 0.5,
             masking=0.0 if "masking" in self.without else 0.5,
         )
         config = PretrainConfig(

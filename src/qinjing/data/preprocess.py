@@ -130,3 +130,16 @@ def unlabelled(case: Case) -> tuple[Volume, Volume]:
     """
     image = read_image(case)
     return image, image.with_voxels(np.zeros(image.shape, np.uint8))
+
+
+def read_standardised(case: Case, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """Read a case as a trunk sees it: (C, D, H, W) float32 on a grid, every channel standardised.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    from qinjing.data.resample import resample_volume
+
+    grid = resample_volume(read_image(case), spacing_mm, INTERPOLATION_ORDER).voxels
+    image = torch.from_numpy(np.array(grid, np.float32)).reshape(-1, *grid.shape[-3:])
+    return Preprocessing(spacing_mm, (Normalisation(),) * len(image)).normalise(image)

@@ -376,9 +376,7 @@ def _restore(
     for name, value in _part(tensors, "optimiser/").items():
         index, key = name.split("/")
         like = parameters[int(index)]
-        if (
-            value.shape == like.shape
-        ):  # in the parameter's layout, which the fused step takes it for
+        if value.shape == like.shape:  # laid out as its parameter: the fused step relies on it
             value = torch.empty_like(like).copy_(value)
         state.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

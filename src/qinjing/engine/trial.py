@@ -1,4 +1,4 @@
-"""Try a way of running before it is chosen: how fast a step is, and whether it is right."""
+"""Try a way of running before it is chosen: is a step's gradient right?"""
 
 from __future__ import annotations
 

@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from qinjing.config import atomic_path, read_json
 from qinjing.data.case import Case
-from qinjing.data.preprocess import (
-    INTERPOLATION_ORDER,
-    Normalisation,
-    Preprocessing,
-    read_image,
-    read_pair,
-)
-from qinjing.data.resample import resample_labels, resample_volume
+from qinjing.data.preprocess import read_pair, read_standardised
+from qinjing.data.resample import resample_labels
 from qinjing.engine.checkpoint import load_model
 from qinjing.errors import InputError
 from qinjing.nets.pretrainer import first_of
@@ -69,15 +63,8 @@ def _features(
     net: nn.Module, case: Case, spacing: tuple[float, float, float]
 ) -> tuple[np.ndarray, Tensor, np.ndarray | None]:
     """First channel (D, H, W), features (F, D, H, W) and labels (D, H, W) on the trunk's grid."""
-    label = None
-    if case.label:
-        image, truth = read_pair(case)
-        label = resample_labels(truth, spacing).voxels
-    else:
-        image = read_image(case)
-    grid = resample_volume(image, spacing, INTERPOLATION_ORDER).voxels
-    channel = torch.from_numpy(np.array(grid, np.float32)).reshape(-1, *grid.shape[-3:])[:1]
-    Preprocessing(spacing, (Normalisation(),)).normalise(channel)
+    label = resample_labels(read_pair(case)[1], spacing).voxels if case.label else None
+    channel = read_standardised(case, spacing)[:1]
     box = _window(channel.shape[1:], label)
     channel, label = channel[(slice(None), *box)], None if label is None else label[box]
     with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import numpy as np
@@ -41,11 +41,11 @@ class Objective:
         momentum: the teacher is the average of the student's weights; else the student itself.
         clustering: how samples are assigned to prototypes: "sinkhorn" evenly, "kmeans" to running
             means of features, "none" by a centred softmax.
-        planes: a planar network sees slices along the three axes and shares the prototypes.
         masking: share of cells hidden from the student.
         image: weight of telling whole crops apart.
         cells: weight of the cells' assignments.
-        plane: weight of the planar network's.
+        planes: weight of a planar network, which sees slices along the three axes and shares the
+            prototypes; 0 goes without it.
         reconstruction: weight of the hidden voxels' grey values.
         koleo: weight of spreading whole-crop embeddings.
         local_crops: small crops a volume and step.
@@ -53,11 +53,10 @@ class Objective:
 
     momentum: bool = True
     clustering: str = "sinkhorn"
-    planes: bool = True
     masking: float = 0.5
     image: float = 0.5
     cells: float = 1.0
-    plane: float = 0.5
+    planes: float = 0.5
     reconstruction: float = 1.0
     koleo: float = 0.05
     local_crops: int = 1
@@ -67,7 +66,7 @@ class Objective:
             raise ConfigError("clustering", "sinkhorn, kmeans or none", self.clustering)
         if not 0 <= self.masking < 1:
             raise ConfigError("masking", "from 0 to below 1", self.masking)
-        weights = (self.image, self.cells, self.plane, self.reconstruction, self.koleo)
+        weights = (self.image, self.cells, self.planes, self.reconstruction, self.koleo)
         if min(weights) < 0 or max(weights) == 0 or self.local_crops < 0:
             raise ConfigError("weights of the objective", "0 or more, and one above 0", weights)
 
@@ -199,8 +198,8 @@ class SelfDistillation:
             total = total + wanted.reconstruction * part
         for corner in self.drawn.corners:
             total = total + self._local(inputs[2 * n :], corner, cells, whole)
-        if wanted.planes and wanted.plane:
-            total = total + wanted.plane * self._planes(inputs[:n], features, cells)
+        if wanted.planes:
+            total = total + wanted.planes * self._planes(inputs[:n], features, cells)
         return total
 
     def validate(self, net: nn.Module) -> dict[str, float]:
@@ -223,16 +222,14 @@ class SelfDistillation:
     def _assign(self, head: str, embedding: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (…, K) of a batch of samples, by the objective's clustering."""
         how, flat = self.objective.clustering, scores.flatten(0, -2)
-        if how == "sinkhorn":
-            found = sinkhorn(flat, TEACHER)
-        elif how == "kmeans" and head == "cell":
+        if how == "kmeans" and head == "cell":
             found = (self._kmeans()(embedding.flatten(0, -2)) / TEACHER).softmax(-1)
-        elif how == "kmeans":
-            found = sinkhorn(flat, TEACHER)
-        else:
+        elif how == "none":
             centre = self.net.get_buffer(f"{head}_centre")
             found = centred_softmax(flat, centre, TEACHER)
             centre.lerp_(flat.float().mean(0), 1 - CENTRE_DECAY)
+        else:
+            found = sinkhorn(flat, TEACHER)
         return found.view(scores.shape)
 
     def _student_scores(self, scores: Tensor, tokens: Tensor) -> Tensor:
@@ -315,7 +312,7 @@ def one_channel(case: CachedCase, rng: np.random.Generator) -> CachedCase:
     A trunk takes images of any modality; with or without labels it draws the same.
     """
     channel = int(rng.integers(len(case.image)))
-    return CachedCase(case.case_id, case.image[channel : channel + 1], case.label, ())
+    return replace(case, image=case.image[channel : channel + 1], foreground=())
 
 
 def _local_size(patch_size: Triple, cell: Triple, stride: Triple) -> Triple:

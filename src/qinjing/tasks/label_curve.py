@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +36,6 @@ class LabelCurveConfig:
         methods: of `METHODS`.
         splits: a `splits_final.json`; its first fold's val side is measured on. Else the first of
             five folds by patient.
-        tune: what of the trunk learns.
-        layer_decay: of the trunk's layers.
     """
 
     dataset: Path
@@ -48,8 +46,6 @@ class LabelCurveConfig:
     steps: int = 600
     methods: tuple[str, ...] = METHODS
     splits: Path | None = None
-    tune: Literal["full", "frozen", "lora"] | None = None
-    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.methods) - set(METHODS)
@@ -138,20 +134,21 @@ def _trained(
     config: LabelCurveConfig, run: Path, fold: Split, method: str, seed: int, tell: Tell
 ) -> float | None:
     """Mean Dice of one training, made unless it is there."""
+    base = config.output / "plans" / f"seed_{seed}.json"
     if not (run / "measured.json").is_file():
         splits = run.with_name(f"{run.name}.splits.json")
         write_splits(splits, [fold])
         training = TrainConfig(config.dataset, run, seed=seed, resume=True, splits=splits)
-        base = config.output / "plans" / f"seed_{seed}.json"
-        if not base.exists():
-            train(replace(training, overrides=_overrides(config, method)), tell)
-            made = read_config(run / "plan.json", Plan)
-            write_json(base, replace(made, transfer=None, unlabelled_weight=0.0))
-        else:
-            # All trainings of a seed follow one plan, which saw the fewest of its labels.
+        if base.exists():
             plan = run.with_name(f"{run.name}.plan.json")
             write_json(plan, _as_method(config, read_config(base, Plan), method))
             train(replace(training, plan=plan), tell)
+        else:
+            train(replace(training, overrides=_overrides(config, method)), tell)
+    if not base.exists():
+        # All trainings of a seed follow its first one's plan, which saw the fewest of its labels.
+        made = read_config(run / "plan.json", Plan)
+        write_json(base, replace(made, transfer=None, unlabelled_weight=0.0))
     mean: float | None = read_json(run / "metrics.json")["mean"]["foreground"]["dice"]["mean"]
     return mean
 
@@ -159,12 +156,8 @@ def _trained(
 def _as_method(config: LabelCurveConfig, plan: Plan, method: str) -> Plan:
     """The plan with what makes the method, and nothing else, changed."""
     wanted = _overrides(config, method)
-    transfer = None
-    if wanted.trunk:
-        transfer = Transfer(str(Path(wanted.trunk).resolve()), wanted.tune or "full")
-    fit = replace(plan.fit, layer_decay=wanted.layer_decay or 1.0)
-    weight = wanted.unlabelled_weight or 0.0
-    return replace(plan, transfer=transfer, unlabelled_weight=weight, fit=fit)
+    transfer = Transfer(str(Path(wanted.trunk).resolve())) if wanted.trunk else None
+    return replace(plan, transfer=transfer, unlabelled_weight=wanted.unlabelled_weight or 0.0)
 
 
 def _check_unseen(trunk: Path, dataset: Dataset, val: Sequence[str]) -> None:
@@ -191,9 +184,7 @@ def _overrides(config: LabelCurveConfig, method: str) -> Overrides:
         net = {"net": card.net, "net_options": options}
     made = Overrides(**net, steps=config.steps)
     if method in ("pretrained", "both"):
-        made = replace(
-            made, trunk=str(config.trunk), tune=config.tune, layer_decay=config.layer_decay
-        )
+        made = replace(made, trunk=str(config.trunk))
     if method in ("mean_teacher", "both"):
         made = replace(made, unlabelled_weight=UNLABELLED_WEIGHT)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ _SURE = 0.6  # probability of its class from which the teacher is believed
 class MeanTeacherTask(SegmentTask):
     """Learn to label voxels, from a teacher too where there is no label.
 
-    Half of a batch is labelled. The other half's images are given to the teacher, which is the
-    moving average of the weights, as they lie, and to the student changed in grey values and with
-    blocks hidden. The student learns the class that the teacher is sure of.
+    A batch has as many unlabelled patches as labelled ones. The teacher, the moving average
+    of the weights, sees them as they lie, the student changed in grey values and with blocks
+    hidden. The student learns the class that the teacher is sure of.
 
     Args:
         net: as for `SegmentTask`.
@@ -74,11 +75,12 @@ class MeanTeacherTask(SegmentTask):
         across = step * parallel.world_size() + rank
         picks = draw_cases(len(self.images), size, across, self.seed + 1)
         rng = np.random.default_rng((self.seed, 4, step, rank))
-        cases = [without_label(self.images[pick]) for pick in picks]
-        weak, nothing = batch_of_patches(rng, cases, self.plan.patch_size, 0.0, self.spatial.margin)
-        weak, nothing = weak.to(device), nothing.to(device)
-        weak, nothing = self.spatial.apply(weak, nothing, self.spatial.draw(rng, size))
-        strong, _ = self.strong.apply(weak, nothing, self.strong.draw(rng, size))
+        # Without its places a label cannot steer where patches are cut; the map is thrown away.
+        cases = [replace(self.images[pick], foreground=()) for pick in picks]
+        weak, unused = batch_of_patches(rng, cases, self.plan.patch_size, 0.0, self.spatial.margin)
+        weak, unused = weak.to(device), unused.to(device)
+        weak, unused = self.spatial.apply(weak, unused, self.spatial.draw(rng, size))
+        strong, _ = self.strong.apply(weak, unused, self.strong.draw(rng, size))
         strong = hide_block(strong.clone(), rng)
         return torch.cat([images, weak, strong]), labels
 
@@ -103,11 +105,6 @@ def soft_overlap_loss(found: Tensor, told: Tensor) -> Tensor:
     overlap = (found * told).sum(space)[1:]
     total = (found.square() + told.square()).sum(space)[1:]
     return 1 - (2 * overlap / total.clamp_min(1e-6)).mean()
-
-
-def without_label(case: CachedCase) -> CachedCase:
-    """Return the case without its label: what it is cannot steer where patches are cut."""
-    return CachedCase(case.case_id, case.image, np.zeros_like(case.label), ())
 
 
 def hide_block(images: Tensor, rng: np.random.Generator) -> Tensor:

@@ -30,7 +30,7 @@ from qinjing.errors import ConfigError, InputError, LayoutError
 from qinjing.nets.blocks import Triple
 from qinjing.nets.pretrainer import Pretrainer
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
-from qinjing.tasks.planning import Tell, silent
+from qinjing.tasks.planning import DEFAULT_BUDGET_S, Tell, silent
 from qinjing.tasks.pretrain_plan import (
     VOLUMES_A_STEP,
     cell_of,
@@ -48,6 +48,7 @@ PROTOTYPES = 256
 _PROBED = 16  # labelled cases that the probe takes at the most, half to learn from
 _LEARNING_RATE = 1.5e-3
 _TRIAL_S = 3.0
+_FINISHING_S = 5.0  # what the last files take
 CHECKPOINT_S = 30.0
 
 
@@ -62,11 +63,10 @@ class PretrainConfig:
         budget_s: wall seconds in all; 15 minutes where None and no steps are given.
         steps: optimiser steps, instead of a budget.
         net: name in `NETS`.
-        net_options: of its constructor, above what the plan gives it.
         objective: the parts of what is learnt.
         seed: decides every draw.
-        splits: a `splits_final.json` of the first data set: only the train side is looked at.
-        fold: of these splits.
+        splits: a `splits_final.json` of the first data set: of its first fold only what trains is
+            looked at, labelled or not.
         resume: go on where the folder stands.
     """
 
@@ -75,11 +75,9 @@ class PretrainConfig:
     budget_s: float | None = None
     steps: int | None = None
     net: str = "subvoxel_unet"
-    net_options: dict[str, Any] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
     splits: Path | None = None
-    fold: int = 0
     resume: bool = False
 
 
@@ -122,7 +120,11 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
     tell("prepared", {"cases": sum(map(len, cases))})
     execution, step_s = _fastest(config, sources, cases)
     task = _task(config, sources, cases, execution.device)
-    steps = config.steps or _affordable(config, step_s, time.monotonic() - start)
+    left = None
+    if not config.steps:
+        budget = config.budget_s or DEFAULT_BUDGET_S
+        left = max(5.0, budget - (time.monotonic() - start) - _FINISHING_S)
+    steps = config.steps or max(20, int(0.93 * (left or 0) / step_s))
     settings = FitConfig(
         steps,
         learning_rate=_LEARNING_RATE,
@@ -130,7 +132,7 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
         ema_decay=float(np.clip(1 - 10 / steps, 0.9, 0.9995)),  # a few per cent of the training
         clip_norm=3.0,
         patience=10,  # a plateau of the probe is no reason to stop
-        budget_s=_left(config, start) if config.budget_s else None,
+        budget_s=left,
         checkpoint_s=CHECKPOINT_S,
     )
     measures: dict[str, Any] = {}
@@ -160,7 +162,7 @@ def _save(
     """Write both networks and the card, drop the copies of images, leave evidence."""
     from qinjing import evidence
 
-    card = trunk_card(sources[0].plan, config.net_options)
+    card = trunk_card(sources[0].plan)
     save_model(config.output, card, _part(weights, "trunk."))
     if config.objective.planes:
         save_model(config.output / "planar", planar_card(card), _part(weights, "planar."))
@@ -236,7 +238,7 @@ def _sources(config: PretrainConfig, tell: Tell) -> tuple[list[_Source], list[di
         dataset = open_dataset(path)
         kept = set()
         if config.splits and number == 0:
-            fold = read_splits(config.splits, dataset.cases)[config.fold]
+            fold = read_splits(config.splits, dataset.cases)[0]
             kept = {*fold["train"], *fold.get("unlabelled", ())}
         cases = []
         for case in dataset.cases:
@@ -314,7 +316,7 @@ def _task(
     plan = sources[0].plan
     crop = crop_of(plan)
     torch.manual_seed(config.seed)
-    net = make_pretrainer(trunk_card(plan, config.net_options), config.objective, cell_of(plan))
+    net = make_pretrainer(trunk_card(plan), config.objective, cell_of(plan))
     labelled = [case for case in cases[0] if any(len(p) for p in case.foreground)]
     probed = labelled[:: max(1, len(labelled) // _PROBED)][:_PROBED]
     half = len(probed) // 2
@@ -355,12 +357,3 @@ def _fastest(
     write_json(path, best)
     write_json(config.output / "timing.json", {"step_s": step_s})
     return best, step_s
-
-
-def _left(config: PretrainConfig, start: float) -> float:
-    return max(5.0, (config.budget_s or 900.0) - (time.monotonic() - start) - 5.0)
-
-
-def _affordable(config: PretrainConfig, step_s: float, spent: float) -> int:
-    left = (config.budget_s or 900.0) - spent - 5.0
-    return max(20, int(0.93 * left / step_s))

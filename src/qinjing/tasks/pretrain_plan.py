@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from qinjing.engine.checkpoint import ModelCard
@@ -19,9 +16,9 @@ _CROP_VOXELS = {"cpu": 32_000, "cuda": 500_000}
 _CELL_VOXELS = 4
 
 
-def trunk_card(plan: Plan, net_options: Mapping[str, Any]) -> ModelCard:
+def trunk_card(plan: Plan) -> ModelCard:
     """Return the trunk's card: the plan's network with features for classes, one image channel."""
-    options = {**plan.model.options, **net_options, "in_channels": 1, "classes": FEATURES}
+    options = {**plan.model.options, "in_channels": 1, "classes": FEATURES}
     return ModelCard(plan.model.net, options)
 
 

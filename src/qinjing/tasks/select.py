@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qinjing.data.case import Case
-from qinjing.data.preprocess import (
-    INTERPOLATION_ORDER,
-    Normalisation,
-    Preprocessing,
-    read_image,
-)
+from qinjing.data.preprocess import read_image, read_standardised
 from qinjing.engine.checkpoint import load_model
 from qinjing.engine.device import default_device
 from qinjing.errors import ConfigError, FormatError, InputError, LayoutError
@@ -38,7 +33,6 @@ class SelectConfig:
         trunk: for "coreset": what `pretrain` made.
         model: for "uncertainty": a run.
         labelled: case ids that have labels already; those with a label file where empty.
-        among: case ids to choose from, labelled or not; all that are not labelled where empty.
     """
 
     dataset: Path
@@ -46,7 +40,6 @@ class SelectConfig:
     trunk: Path | None = None
     model: Path | None = None
     labelled: tuple[str, ...] = ()
-    among: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -79,13 +72,12 @@ def select(
 
     dataset = open_dataset(config.dataset)
     known = {case.case_id: case for case in dataset.cases}
-    for case_id in (*config.labelled, *config.among):
+    for case_id in config.labelled:
         if case_id not in known:
             raise LayoutError("case", "in the data set", case_id, where=config.dataset)
-    pool = [known[i] for i in config.among] or list(dataset.cases)
-    labelled = set(config.labelled) or {c.case_id for c in dataset.cases if c.label}
-    pool = [case for case in pool if case.case_id not in labelled or case.case_id in config.among]
-    have = [known[i] for i in sorted(labelled - set(config.among))]
+    labelled = set(config.labelled) or {case.case_id for case in dataset.cases if case.label}
+    pool = [case for case in dataset.cases if case.case_id not in labelled]
+    have = [known[i] for i in sorted(labelled)]
     if config.trunk:
         measure = _described(config.trunk)
     else:
@@ -164,7 +156,6 @@ def _measured(
 def _described(trunk: Path) -> Callable[[Case], np.ndarray]:
     """Case → the mean features of the parts of its volume, all channels."""
     from qinjing.config import read_json
-    from qinjing.data.resample import resample_volume
 
     if not (trunk / "trunk.json").is_file():
         raise FormatError(
@@ -172,13 +163,11 @@ def _described(trunk: Path) -> Callable[[Case], np.ndarray]:
         )
     device = default_device()
     net: nn.Module = load_model(trunk).to(device)
-    spacing = read_json(trunk / "trunk.json")["saw"][0]["spacing_mm"]
+    d, h, w = read_json(trunk / "trunk.json")["saw"][0]["spacing_mm"]
+    spacing = (d, h, w)
 
     def describe(case: Case) -> np.ndarray:
-        grid = resample_volume(read_image(case), tuple(spacing), INTERPOLATION_ORDER).voxels
-        image = torch.from_numpy(np.array(grid, np.float32)).reshape(-1, 1, *grid.shape[-3:])
-        own = Preprocessing(tuple(spacing), (Normalisation(),) * len(image))
-        own.normalise(image[:, 0])
+        image = read_standardised(case, spacing)[:, None]
         boxes = parts(image.shape[2:])
         means = [[part_mean(net, c[None].to(device), box) for box in boxes] for c in image]
         return np.concatenate(np.mean(means, axis=0))
