@@ -31,7 +31,7 @@ from qinjing.tasks.planning import Overrides, _decided, default_splits, measure
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
 from qinjing.tasks.probes import collapse_measures, linear_vote, nearest_vote
-from qinjing.tasks.select import SelectConfig, k_centres, select
+from qinjing.tasks.select import SelectConfig, describer, k_centres, select
 from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
 
@@ -240,7 +240,7 @@ def test_the_label_curve(dataset: Path, trunk: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     result = label_curve(config)
     assert [(p["method"], p["count"]) for p in result["points"]] == [
-        ("random", 1), ("both", 1), ("random", 4), ("both", 4),
+        ("random", 1), ("random", 4), ("both", 1), ("both", 4),
     ]  # fmt: skip
     for point in result["points"]:
         fold = read_splits(Path(point["run"]) / "splits_final.json")[0]
@@ -262,21 +262,55 @@ def test_the_label_curve(dataset: Path, trunk: Path, tmp_path: Path) -> None:
         label_curve(replace(config, output=tmp_path / "other", trunk=all_seen))
 
 
+def test_the_label_curve_with_chosen_patients(dataset: Path, trunk: Path, tmp_path: Path) -> None:
+    config = LabelCurveConfig(
+        dataset, tmp_path / "curve", trunk, counts=(1, 2, 0), seeds=1, steps=2,
+        methods=("pretrained",), choices=("random", "coreset", "uncertainty"),
+    )  # fmt: skip
+    result = label_curve(config)
+    runs = {(p["choice"], p["count"]): p["run"] for p in result["points"]}
+    chosen = {key: set(read_splits(Path(run) / "splits_final.json")[0]["train"])
+              for key, run in runs.items()}  # fmt: skip
+    (first,) = chosen["random", 1]
+    for choice in config.choices:
+        # Where the patients are the same, one training stands for all.
+        assert runs[choice, 1] == runs["random", 1] and runs[choice, 4] == runs["random", 4]
+        assert first in chosen[choice, 2] and len(chosen[choice, 2]) == 2
+    # As `select` chooses, of the patients that may train.
+    every = {case.case_id for case in open_dataset(dataset).cases}
+    rest = chosen["random", 4] - {first}
+    run = Path(runs["random", 1])
+    doubts = select(SelectConfig(dataset, 1, model=run, labelled=tuple(every - rest)))["chosen"]
+    assert chosen["uncertainty", 2] == {first, doubts[0]["case_id"]}
+    describe = describer(trunk)
+    features = {c.case_id: describe(c) for c in open_dataset(dataset).cases}
+    farthest = max(rest, key=lambda i: float(np.linalg.norm(features[i] - features[first])))
+    assert chosen["coreset", 2] == {first, farthest}
+    write_label_curve(result, config.output)
+    text = (config.output / "label_curve.md").read_text()
+    assert "pre-trained, core-set" in text and "pre-trained, least sure" in text
+    with pytest.raises(ConfigError, match="coreset"):
+        replace(config, trunk=None, methods=("random",))
+
+
 def test_the_summary_by_hand() -> None:
     dice = {"random": (0.5, 0.6, 0.7), "pretrained": (0.6, 0.72, 0.78)}
     points = [
-        {"method": method, "count": 2, "seed": seed, "dice": value}
+        {"method": method, "choice": "random", "count": 2, "seed": seed, "dice": value}
         for method, values in dice.items()
         for seed, value in enumerate(values)
     ]
-    points.append({"method": "random", "count": 9, "seed": 0, "dice": 0.8})
-    rows = {(row["method"], row["count"]): row for row in summarise(points, 9)}
-    row = rows["pretrained", 2]
-    assert (row["mean"], row["low"], row["high"], row["against_random"]) == (0.7, 0.6, 0.78, 0.1)
+    points.append({**points[0], "count": 9, "dice": 0.8})
+    points.append({**points[3], "choice": "coreset", "dice": 0.65})
+    rows = {(row["method"], row["choice"], row["count"]): row for row in summarise(points, 9)}
+    row = rows["pretrained", "random", 2]
+    assert (row["mean"], row["low"], row["high"], row["gain"]) == (0.7, 0.6, 0.78, 0.1)
     assert row["share_of_all"] == 0.875
     # Differences 0.1, 0.12, 0.08: t = 0.1 / (0.02 / √3) = 8.66, two degrees of freedom.
     assert row["p"] == pytest.approx(0.01307, abs=2e-5)
-    assert rows["random", 2]["p"] is None
+    assert rows["random", "random", 2]["p"] is None
+    # A choice is held against chance with the same method and seed.
+    assert rows["pretrained", "coreset", 2]["gain"] == 0.05
 
 
 def test_votes_against_scikit_learns_neighbours_and_a_plain_solver() -> None:

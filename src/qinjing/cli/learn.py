@@ -216,6 +216,13 @@ class LabelCurve(Command):
             "--methods", metavar="NAME", help="of random, pretrained, mean_teacher, both"
         ),
     )
+    choices: tuple[str, ...] = field(
+        default=("random",),
+        metadata=argument(
+            "--choose", metavar="HOW",
+            help="who gets labels: by random, coreset (unlike the rest), uncertainty of the model",
+        ),
+    )  # fmt: skip
     splits: Path | None = field(
         default=None,
         metadata=argument(
@@ -238,6 +245,7 @@ class LabelCurve(Command):
             seeds=self.seeds,
             steps=self.steps,
             methods=self.methods,
+            choices=self.choices,
             splits=self.splits,
         )
         with watch() as tell:
@@ -250,8 +258,10 @@ class LabelCurve(Command):
 
     def text(self, result: Mapping[str, Any]) -> str:
         """The table; the curve lies in the folder."""
+        from qinjing.report.label_curve import title
+
         rows = [
-            (row["count"], row["method"], row["mean"], row["low"], row["high"], row["seeds"])
+            (row["count"], title(row), row["mean"], row["low"], row["high"], row["seeds"])
             for row in sorted(result["rows"], key=lambda row: row["count"])
         ]
         head = ("labelled", "method", "mean Dice", "lowest", "highest", "seeds")

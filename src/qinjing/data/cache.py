@@ -19,6 +19,7 @@ from qinjing.data.case import Case
 from qinjing.data.preprocess import INTERPOLATION_ORDER, Preprocessing, read_pair, unlabelled
 from qinjing.errors import FormatError, InputError
 
+IGNORED = 255
 _FOREGROUND_SAMPLE = 10_000  # voxel places kept per class, for drawing patches around them
 
 
@@ -28,6 +29,7 @@ class _CacheKey:
 
     preprocessing: Preprocessing
     digest: str
+    ignored: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class CachedCase:
     Attributes:
         case_id: which case.
         image: (C, D, H, W) float32 on the plan's grid, mapped from disk.
-        label: (D, H, W) uint8 class indices, mapped from disk.
+        label: (D, H, W) uint8 class indices, `IGNORED` where nobody labelled, mapped from disk.
         foreground: per class index from 1 on, an (n, 3) int32 array of places of that class.
     """
 
@@ -52,6 +54,7 @@ def prepare(
     folder: Path,
     preprocessing: Preprocessing,
     label_values: Sequence[int],
+    ignored: int | None = None,
     progress: Callable[[Case], None] | None = None,
 ) -> None:
     """Write the cases that `folder` does not hold yet.
@@ -61,12 +64,13 @@ def prepare(
         folder: the cache; it may be shared by folds and runs of one plan.
         preprocessing: the plan's.
         label_values: ascending, background first; the index in it is the class.
+        ignored: value of voxels that nobody labelled.
         progress: called after each case.
     """
     from qinjing.data.resample import resample_labels, resample_volume
 
     for case in cases:
-        key = _key(case, preprocessing)
+        key = _key(case, preprocessing, ignored)
         home = folder / case.case_id
         if not _is_current(home, key):
             image, label = read_pair(case) if case.label else unlabelled(case)
@@ -74,6 +78,8 @@ def prepare(
             voxels = torch.from_numpy(np.array(grid, dtype=np.float32))
             label = resample_labels(label, preprocessing.spacing_mm)
             classes = np.searchsorted(label_values, label.voxels).astype(np.uint8)
+            if ignored is not None:
+                classes[label.voxels == ignored] = IGNORED
             _save(home / "image.npy", preprocessing.normalise(voxels).numpy())
             _save(home / "label.npy", classes)
             places, ends = _places(classes, len(label_values))
@@ -114,7 +120,7 @@ def _places(classes: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(found), ends
 
 
-def _key(case: Case, preprocessing: Preprocessing) -> _CacheKey:
+def _key(case: Case, preprocessing: Preprocessing, ignored: int | None = None) -> _CacheKey:
     """Name the sources by place, size and time of change: hashing them again would cost a read."""
     digest = hashlib.sha256()
     for path in (*case.images, case.label):
@@ -124,7 +130,7 @@ def _key(case: Case, preprocessing: Preprocessing) -> _CacheKey:
         for file in sorted(path.iterdir()) if path.is_dir() else (path,):
             stat = file.stat()
             digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return _CacheKey(preprocessing, digest.hexdigest())
+    return _CacheKey(preprocessing, digest.hexdigest(), ignored)
 
 
 def _is_current(home: Path, key: _CacheKey) -> bool:

@@ -38,6 +38,7 @@ class Dataset:
         labels: value → name, background (0) included, values ascending.
         cases: ordered by case_id.
         licence: as the data set declares it, "" where it does not.
+        ignored: value of voxels that nobody labelled (nnU-Net's "ignore"), None where all are.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Dataset:
     labels: Mapping[int, str]
     cases: tuple[Case, ...]
     licence: str = ""
+    ignored: int | None = None

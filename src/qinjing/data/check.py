@@ -227,6 +227,8 @@ def _check_label(
     if not whole.all():
         message = f"label values must be whole numbers, got {_listed(values[~whole])} ({path})"
         return [*faults, _fault(case, path, "non-integer label", message)]
+    if dataset.ignored is not None:
+        values = values[values != dataset.ignored]
     unknown = [int(value) for value in values if int(value) not in dataset.labels]
     if unknown:
         rule = ", ".join(str(value) for value in dataset.labels)

@@ -63,6 +63,7 @@ class Fingerprint:
         labels: value → name, background included.
         cases: one entry per measured case, ordered by case_id.
         intensities: one entry per channel.
+        ignored: value of voxels that nobody labelled; they count as background here.
     """
 
     dataset: str
@@ -70,6 +71,7 @@ class Fingerprint:
     labels: dict[int, str]
     cases: tuple[CaseFingerprint, ...]
     intensities: tuple[ChannelIntensity, ...]
+    ignored: int | None = None
 
     @property
     def classes(self) -> int:
@@ -128,7 +130,10 @@ def fingerprint_dataset(
     """
     measured, samples = [], []
     for case in cases:
-        fingerprint, sample = measure_case(case.case_id, *read(case))
+        image, label = read(case)
+        if dataset.ignored is not None:
+            label = label.with_voxels(np.where(label.voxels == dataset.ignored, 0, label.voxels))
+        fingerprint, sample = measure_case(case.case_id, image, label)
         measured.append(fingerprint)
         samples.append(sample)
     pooled = np.concatenate(samples, axis=1)
@@ -145,4 +150,5 @@ def fingerprint_dataset(
             )
             for values in pooled
         ),
+        ignored=dataset.ignored,
     )

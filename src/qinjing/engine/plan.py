@@ -190,7 +190,9 @@ def make_plan(
         execution=Execution(device),
         threads=threads,
         # Counted on the truth, so that no score decides it: a heart is one piece, lesions are not.
-        one_piece=all(case.largest_piece == 1 for case in fingerprint.cases),
+        # Of what is labelled in part nobody knows how it hangs together.
+        one_piece=fingerprint.ignored is None
+        and all(case.largest_piece == 1 for case in fingerprint.cases),
     )
 
 

@@ -24,6 +24,7 @@ class DiceCrossEntropyLoss(nn.Module):
         dice_weight: α.
         cross_entropy_weight: of the cross-entropy.
         lesion_weighting: in the cross-entropy, count small lesions as much as large ones.
+        ignored: target value of voxels that nobody labelled, which count for nothing.
 
     Source: arXiv:1809.10486 (nnU-Net).
     """
@@ -33,10 +34,11 @@ class DiceCrossEntropyLoss(nn.Module):
         dice_weight: float = 1.0,
         cross_entropy_weight: float = 1.0,
         lesion_weighting: bool = False,
+        ignored: int | None = None,
     ) -> None:
         super().__init__()
-        self.dice, self.dice_weight = DiceLoss(), dice_weight
-        self.cross_entropy = CrossEntropyLoss(lesion_weighting=lesion_weighting)
+        self.dice, self.dice_weight = DiceLoss(ignored=ignored), dice_weight
+        self.cross_entropy = CrossEntropyLoss(lesion_weighting=lesion_weighting, ignored=ignored)
         self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ CONVENTIONS = {
     "volume error": "Prediction − reference, with its sign.",
     "betti": "|Δb0| + |Δb1| + |Δb2|, foreground 26-connected, background 6-connected.",
     "ece": "Top label, 15 bins, within 5 mm of either foreground.",
+    "ignored": "Voxels that nobody labelled are background in both maps; no ECE then.",
     "interval": "95 % BCa bootstrap of the mean, 10000 resamples, whole patients drawn.",
     "foreground": "The mean over labels of each label's mean over cases.",
 }

@@ -230,8 +230,8 @@ def _pictures(
         files |= {n: o.predictions[row.case_id] for n, o in others.items()
                   if row.case_id in o.predictions}  # fmt: skip
         try:
-            layers = {"truth": _labels(case.label)}
-            layers |= {title: _labels(path) for title, path in files.items()}
+            layers = {"truth": _labels(case.label, labels)}
+            layers |= {title: _labels(path, labels) for title, path in files.items()}
             center, through = overlay.focus(layers["truth"], layers[name], labels)
             figure = overlay.overlay_figure(read_volume(case.images[0]), layers, labels, center)
         except InputError as error:
@@ -253,11 +253,11 @@ def _pictures(
     return {"overlays": pictures}
 
 
-def _labels(path: Path) -> Volume:
+def _labels(path: Path, labels: Mapping[int, str]) -> Volume:
     """Read a label map as whole numbers, whatever type it was stored as."""
     volume = read_volume(path)
     voxels = volume.voxels[0] if volume.voxels.ndim == 4 else volume.voxels
-    return volume.with_voxels(np.rint(voxels).astype(np.int32))
+    return overlay.declared(volume.with_voxels(np.rint(voxels).astype(np.int32)), labels)
 
 
 def _image(png: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 
 from qinjing.config import atomic_path, write_json
 from qinjing.report.overlay import PALETTE, to_png
@@ -20,6 +20,7 @@ TITLES = {
     "mean_teacher": "mean teacher",
     "both": "pre-trained and mean teacher",
 }
+CHOICES = {"random": "", "coreset": ", core-set", "uncertainty": ", least sure"}
 
 
 def write_label_curve(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -30,9 +31,10 @@ def write_label_curve(result: Mapping[str, Any], output: Path) -> dict[str, Any]
         output: folder.
 
     Returns:
-        "rows": {"method", "count", "mean", "low", "high", "seeds", "share_of_all",
-        "against_random", "p"} of each method and count; low and high are the smallest and largest
-        of the seeds, p is the paired t-test's over seeds, two-sided.
+        "rows": {"method", "choice", "count", "mean", "low", "high", "seeds", "share_of_all",
+        "gain", "p"} of each method, choice and count; low and high are the smallest and largest of
+        the seeds. The gain is over patients drawn by chance where others were chosen, else over
+        the method "random", and p is the paired t-test's of it over seeds, two-sided.
     """
     points = [point for point in result["points"] if point["dice"] is not None]
     rows = summarise(points, result["patients"])
@@ -45,34 +47,35 @@ def write_label_curve(result: Mapping[str, Any], output: Path) -> dict[str, Any]
 
 
 def summarise(points: Sequence[Mapping[str, Any]], patients: int) -> list[dict[str, Any]]:
-    """Return a row for each method and count, beside chance with the same seeds.
+    """Return a row for each method, choice and count, beside what it must be better than.
 
     Args:
         points: trainings.
         patients: how many there are in all; a row of so many stands for all labels.
     """
-    dice = {(p["method"], p["count"], p["seed"]): float(p["dice"]) for p in points}
-    complete = [value for key, value in dice.items() if key[:2] == ("random", patients)]
+    dice: dict[tuple[str, str, int], dict[int, float]] = {}
+    for p in points:
+        dice.setdefault((p["method"], p["choice"], p["count"]), {})[p["seed"]] = float(p["dice"])
+    complete = list(dice.get(("random", "random", patients), {}).values())
     rows = []
-    for method, count in dict.fromkeys((p["method"], p["count"]) for p in points):
-        seeds = sorted(seed for m, n, seed in dice if (m, n) == (method, count))
-        values = np.array([dice[method, count, seed] for seed in seeds])
-        both = [seed for seed in seeds if ("random", count, seed) in dice]
-        chance = np.array([dice["random", count, seed] for seed in both])
-        own = np.array([dice[method, count, seed] for seed in both])
-        tested = method != "random" and len(both) > 2 and len(set(own - chance)) > 1
-        p = float(ttest_rel(own, chance).pvalue) if tested else None
+    for (method, choice, count), own in dice.items():
+        values = np.array(list(own.values()))
+        plain = ("random" if choice == "random" else method, "random", count)
+        other = {} if plain == (method, choice, count) else dice.get(plain, {})
+        gains = np.array([own[seed] - other[seed] for seed in own if seed in other])
+        tested = len(gains) > 2 and len(set(gains)) > 1
         rows.append(
             {
                 "method": method,
+                "choice": choice,
                 "count": count,
                 "mean": round(float(values.mean()), 4),
                 "low": round(float(values.min()), 4),
                 "high": round(float(values.max()), 4),
-                "seeds": len(seeds),
+                "seeds": len(values),
                 "share_of_all": _share(float(values.mean()), complete),
-                "against_random": round(float((own - chance).mean()), 4) if len(both) else None,
-                "p": None if p is None else round(p, 5),
+                "gain": round(float(gains.mean()), 4) if len(gains) else None,
+                "p": round(float(ttest_1samp(gains, 0).pvalue), 5) if tested else None,
             }
         )
     return rows
@@ -89,14 +92,14 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(drawn)
     ax = drawn.add_subplot()
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for number, method in enumerate(methods):
-        own = sorted((row for row in rows if row["method"] == method), key=lambda r: r["count"])
+    series = list(dict.fromkeys(title(row) for row in rows))
+    for number, name in enumerate(series):
+        own = sorted((row for row in rows if title(row) == name), key=lambda r: r["count"])
         x = np.array([row["count"] for row in own]) * (1 + 0.02 * number)  # bars side by side
         mean = np.array([row["mean"] for row in own])
         low, high = (np.array([row[key] for row in own]) for key in ("low", "high"))
         ax.errorbar(
-            x, mean, (mean - low, high - mean), marker="o", capsize=3, label=TITLES[method],
+            x, mean, (mean - low, high - mean), marker="o", capsize=3, label=name,
             color="#B5A20C" if PALETTE[number] == "#F0E442" else PALETTE[number],
         )  # fmt: skip
     counts = sorted({row["count"] for row in rows})
@@ -115,19 +118,20 @@ def markdown(rows: Sequence[Mapping[str, Any]], test_cases: int) -> str:
     lines = [
         f"Mean foreground Dice on {test_cases} unseen cases; smallest and largest of the seeds.",
         "",
-        "| labelled patients | method | Dice | of all labels | against chance | p | seeds |",
+        "| labelled patients | method | Dice | of all labels | gain | p | seeds |",
         "|---:|---|---|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda row: row["count"]):
         share = "" if row["share_of_all"] is None else f"{100 * row['share_of_all']:.1f} %"
-        plus = "" if row["method"] == "random" else _signed(row["against_random"])
+        plus = "" if row["gain"] is None else f"{row['gain']:+.4f}"
         p = "" if row["p"] is None else f"{row['p']:.3g}"
         lines.append(
-            f"| {row['count']} | {TITLES[row['method']]} | {row['mean']:.4f} ({row['low']:.4f} to "
+            f"| {row['count']} | {title(row)} | {row['mean']:.4f} ({row['low']:.4f} to "
             f"{row['high']:.4f}) | {share} | {plus} | {p} | {row['seeds']} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4f}"
+def title(row: Mapping[str, Any]) -> str:
+    """Return what a line is called: how it learns, and from whom where that was chosen."""
+    return TITLES[row["method"]] + CHOICES[row["choice"]]

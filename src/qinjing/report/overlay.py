@@ -62,6 +62,16 @@ def color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def declared(label: Volume, labels: Mapping[int, str]) -> Volume:
+    """Return a label map with background where it holds another value, as where it says "ignore".
+
+    Args:
+        label: of any shape.
+        labels: value → name.
+    """
+    return label.with_voxels(np.where(np.isin(label.voxels, list(labels)), label.voxels, 0))
+
+
 def focus(
     truth: Volume, prediction: Volume | None, labels: Mapping[int, str]
 ) -> tuple[tuple[int, int, int], str]:

@@ -15,7 +15,7 @@ from qinjing.data.layouts import open_dataset
 from qinjing.data.readers import read_volume
 from qinjing.errors import InputError
 from qinjing.metrics import METRICS
-from qinjing.report.overlay import focus, overlay_figure, to_png
+from qinjing.report.overlay import declared, focus, overlay_figure, to_png
 from qinjing.report.runs import Run
 
 _MOST_COLUMNS = 8  # methods beside the image and the truth
@@ -112,7 +112,7 @@ def _draw(
     Raises:
         InputError: a file cannot be read, or lies on another grid.
     """
-    image, truth = read_volume(case.images[0]), read_volume(case.label)
+    image, truth = read_volume(case.images[0]), declared(read_volume(case.label), values)
     maps = {run.name: read_volume(_predictions(run)[case.case_id]) for run in runs}
     center, where = focus(truth, maps[runs[0].name], values)
     figure = overlay_figure(image, {"truth": truth, **maps}, values, center)

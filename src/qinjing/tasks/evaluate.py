@@ -43,6 +43,7 @@ class _References:
     files: Mapping[str, Sequence[Path]]
     patients: Mapping[str, str]
     labels: Mapping[int, str]
+    ignored: int | None = None
 
 
 def evaluate(
@@ -91,7 +92,7 @@ def evaluate(
         if progress:
             progress(done, len(pairs))
         try:
-            case, fault = _measure_case(*pair, declared, tolerance_mm)
+            case, fault = _measure_case(*pair, declared, found.ignored, tolerance_mm)
         except InputError as error:
             refused.append({"case_id": case_id, "reason": str(error)})
             continue
@@ -231,6 +232,7 @@ def _open_references(references: Path, labels: Mapping[int, str] | None) -> _Ref
                 {case.case_id: [case.label] for case in inside if case.label is not None},
                 {case.case_id: case.patient_id for case in inside},
                 dataset.labels,
+                dataset.ignored,
             )
     files = image_files(references)
     if not files:
@@ -261,17 +263,22 @@ def _measure_case(
     predictions: Sequence[Path],
     references: Sequence[Path],
     labels: Mapping[int, str],
+    ignored: int | None,
     tolerance_mm: float,
 ) -> tuple[dict[str, Any], str]:
     """Measure a pair of files; the second value says why there is no ECE where one was expected."""
     prediction_file = _one("prediction", predictions, "reference", references)
     reference_file = _one("reference", references, "prediction", predictions)
     prediction = _read_labels(prediction_file, labels)
-    reference = _read_labels(reference_file, labels)
+    reference = _read_labels(reference_file, labels, ignored)
     prediction, reference = _on_one_grid(prediction, reference, prediction_file)
     confidence, fault = None, ""
     beside = prediction_file.parent / "confidence" / prediction_file.name
-    if beside.is_file():
+    if ignored is not None:  # what nobody labelled is background in both
+        known = reference.voxels != ignored
+        prediction = prediction.with_voxels(prediction.voxels * known)
+        reference = reference.with_voxels(reference.voxels * known)
+    elif beside.is_file():
         try:
             confidence = _read_confidence(beside, prediction, reference)
         except InputError as error:
@@ -301,13 +308,13 @@ def _one(name: str, files: Sequence[Path], other: str, others: Sequence[Path]) -
     return files[0]
 
 
-def _read_labels(path: Path, labels: Mapping[int, str]) -> Volume:
-    """Read a label map as (D, H, W) integers, all of them declared."""
+def _read_labels(path: Path, labels: Mapping[int, str], ignored: int | None = None) -> Volume:
+    """Read a label map as (D, H, W) integers, all of them declared or ignored."""
     volume = _read_3d(path)
     values = label_values(volume.voxels)
     if not np.isfinite(values).all() or (values != np.rint(values)).any():
         raise LabelError("label values", "whole numbers", "others", where=path)
-    unknown = sorted({int(value) for value in values} - {0, *labels})
+    unknown = sorted({int(value) for value in values} - {0, *labels, ignored})
     if unknown or values.min() < 0 or values.max() > LARGEST_LABEL:
         shown = ", ".join(str(value) for value in unknown[:10])
         raise LabelError("labels", f"0 or among {sorted(labels)}", shown, where=path)

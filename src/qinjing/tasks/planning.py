@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from qinjing import registry
 from qinjing.config import read_config
+from qinjing.data.cache import IGNORED
 from qinjing.data.case import Case, Dataset
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.splits import Split, make_splits, read_splits
 from qinjing.engine.device import default_device
 from qinjing.engine.plan import Plan, Transfer, make_plan, with_steps
 from qinjing.errors import ConfigError, LayoutError
+from qinjing.losses import LOSSES
 from qinjing.tasks.probe import fastest, predict_costs
 from qinjing.tasks.transfer import trunk_card, with_trunk
 
@@ -216,9 +220,23 @@ def _decided(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
         unlabelled_weight=overrides.unlabelled_weight or 0.0,
         fit=replace(plan.fit, layer_decay=overrides.layer_decay or 1.0),
     )
+    if fingerprint.ignored is not None:
+        plan = _in_part(plan)
     if overrides.augmentation is not None:
         plan = replace(plan, augmentation=overrides.augmentation)
     return plan
+
+
+def _in_part(plan: Plan) -> Plan:
+    """The plan with a loss that passes over what nobody labelled.
+
+    Raises:
+        ConfigError: the loss cannot.
+    """
+    if "ignored" not in signature(registry.constructor(LOSSES, "loss", plan.loss)).parameters:
+        can = [name for name, make in LOSSES.items() if "ignored" in signature(make).parameters]
+        raise ConfigError("loss", f"one of {', '.join(can)} with an ignore label", plan.loss)
+    return replace(plan, loss_options={**plan.loss_options, "ignored": IGNORED})
 
 
 def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
@@ -242,6 +260,11 @@ def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
     if len(plan.preprocessing.normalisation) != channels:
         got = len(plan.preprocessing.normalisation)
         raise ConfigError("plan's channels", f"those of the data set, {channels}", got, where=path)
+    if dataset.ignored is not None and "ignored" not in plan.loss_options:
+        raise ConfigError(
+            "plan", "made for labels with an ignore label, as the data set's are", "another",
+            where=path, advice="plan anew with this data set",
+        )  # fmt: skip
     if plan.execution.device != default_device():
         raise ConfigError(
             "plan", f"made for {default_device()}, which is here", plan.execution.device,

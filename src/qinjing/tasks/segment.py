@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qinjing import registry
-from qinjing.data.cache import CachedCase
+from qinjing.data.cache import IGNORED, CachedCase
 from qinjing.data.patches import batch_of_patches, draw_cases
 from qinjing.data.transforms import augmentation_from_config
 from qinjing.engine import parallel
@@ -102,9 +102,10 @@ class SegmentTask:
             precision=execution.precision,
             device=torch.device(execution.device),
         ).labels
+        known = np.asarray(case.label) != IGNORED
         scores = []
         for index in range(1, self.plan.classes):
-            ours, truth = found == index, case.label == index
+            ours, truth = (found == index) & known, case.label == index
             total = int(ours.sum()) + int(truth.sum())
             scores.append(2 * int((ours & truth).sum()) / total if total else float("nan"))
         return scores

@@ -79,10 +79,10 @@ def select(
     pool = [case for case in dataset.cases if case.case_id not in labelled]
     have = [known[i] for i in sorted(labelled)]
     if config.trunk:
-        measure = _described(config.trunk)
+        measure = describer(config.trunk)
     else:
         assert config.model
-        measure = _uncertainty(config.model)
+        measure = doubter(config.model)
         have = []
     found, refused = _measured([*have, *pool], measure, progress)
     pool = [case for case in pool if case.case_id in found]
@@ -153,8 +153,12 @@ def _measured(
     return found, refused
 
 
-def _described(trunk: Path) -> Callable[[Case], np.ndarray]:
-    """Case → the mean features of the parts of its volume, all channels."""
+def describer(trunk: Path) -> Callable[[Case], np.ndarray]:
+    """Return case → the mean features (F,) of the parts of its volume, all channels.
+
+    Raises:
+        FormatError: `trunk` is not what `pretrain` made.
+    """
     from qinjing.config import read_json
 
     if not (trunk / "trunk.json").is_file():
@@ -199,8 +203,12 @@ def part_mean(net: nn.Module, image: Tensor, box: tuple[slice, ...]) -> np.ndarr
     return (total / voxels).numpy()
 
 
-def _uncertainty(model: Path) -> Callable[[Case], np.ndarray]:
-    """Case → mean entropy of a model where it is not sure of the background."""
+def doubter(model: Path) -> Callable[[Case], np.ndarray]:
+    """Return case → mean entropy (1,) of a model where it is not sure of the background, nats.
+
+    Raises:
+        InputError: `model` is not a run.
+    """
     from qinjing.tasks.predict import Segmenter
 
     segmenter = Segmenter.load(model)

@@ -109,7 +109,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     plan = _plan(config, opened, cases, splits, len(folds), start)
     tell("plan", {"plan": plan})
     torch.set_num_threads(plan.threads)
-    _prepare(config, cases, plan)
+    _prepare(config, cases, plan, opened.ignored)
     tell("prepared", {"cases": len(cases)})
     results: list[dict[str, Any]] = []
     for fold in folds:
@@ -325,9 +325,10 @@ def _write_plan(
     write_json(config.output / "plan.json", plan)
 
 
-def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan) -> None:
+def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan, ignored: int | None) -> None:
     if parallel.is_first():
-        cache.prepare(cases, config.output / "cache", plan.preprocessing, plan.label_values)
+        folder = config.output / "cache"
+        cache.prepare(cases, folder, plan.preprocessing, plan.label_values, ignored)
     parallel.wait()
 
 

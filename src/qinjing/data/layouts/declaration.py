@@ -72,10 +72,39 @@ def path_inside(root: Path, value: Any, name: str, where: Path) -> Path:
 def parse_labels(value: Any, where: Path) -> dict[int, str]:
     """Return value → name from MSD's ``{"1": "liver"}`` or nnU-Net's ``{"liver": 1}``.
 
+    What is called "ignore" is no label: see `parse_ignored`.
+
     Raises:
-        LayoutError: not such an object, a region of several values, an ignore label, a value
-            twice, or none but the background.
+        LayoutError: not such an object, a region of several values, a value twice, or none but the
+            background.
     """
+    labels = {v: name for v, name in _parse(value, where).items() if not _is_ignored(name)}
+    if len(labels) < 2:
+        raise LayoutError("labels", "more than the background", labels, where=where)
+    return labels
+
+
+def parse_ignored(value: Any, where: Path) -> int | None:
+    """Return the value of what nobody labelled, called "ignore"; None where there is none.
+
+    Raises:
+        LayoutError: as `parse_labels`, or it is not the highest value, as nnU-Net wants it.
+    """
+    labels = _parse(value, where)
+    ignored = [number for number, name in labels.items() if _is_ignored(name)]
+    if not ignored:
+        return None
+    if ignored != [max(labels)]:
+        raise LayoutError("ignore label", f"the highest value, {max(labels)}", ignored, where=where)
+    return ignored[0]
+
+
+def _is_ignored(name: str) -> bool:
+    return name.lower() == "ignore"
+
+
+def _parse(value: Any, where: Path) -> dict[int, str]:
+    """Every value and its name, the background and what is ignored included, ascending."""
     if not isinstance(value, dict) or not value:
         raise LayoutError("labels", "an object of at least one label", repr(value), where=where)
     if all(isinstance(name, str) for name in value.values()):
@@ -85,15 +114,10 @@ def parse_labels(value: Any, where: Path) -> dict[int, str]:
     labels: dict[int, str] = {}
     for number, name in pairs:
         as_text(name, f"name of label {number}", where)
-        if name.lower() == "ignore":
-            raise LayoutError("labels", "without an ignore label", name, where=where,
-                              advice="give those voxels a class of their own")  # fmt: skip
         if number in labels:
             raise LayoutError("label value", "declared once", number, where=where)
         labels[number] = name
     labels.setdefault(0, "background")
-    if len(labels) < 2:
-        raise LayoutError("labels", "more than the background", labels, where=where)
     return dict(sorted(labels.items()))
 
 

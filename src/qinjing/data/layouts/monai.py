@@ -62,6 +62,7 @@ def open(root: Path) -> Dataset:
         labels=declared.parse_labels(labels, where) if isinstance(labels, dict) else {},
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         licence=licence,
+        ignored=declared.parse_ignored(labels, where) if isinstance(labels, dict) else None,
     )
 
 

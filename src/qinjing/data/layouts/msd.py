@@ -59,6 +59,7 @@ def open(root: Path) -> Dataset:
         labels=declared.parse_labels(content.get("labels"), where),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         licence=licence,
+        ignored=declared.parse_ignored(content.get("labels"), where),
     )
 
 

@@ -61,6 +61,7 @@ def open(root: Path) -> Dataset:
         labels=labels,
         cases=tuple(cases),
         licence=licence,
+        ignored=declared.parse_ignored(content.get("labels"), where),
     )
 
 
