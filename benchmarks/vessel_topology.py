@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from qinjing.config import read_json, write_json
 from qinjing.data.nifti import write_nifti
 from qinjing.engine.device import environment
 from qinjing.report.compare import compare_files
-from qinjing.tasks.ablate import AblateConfig, ablate
-from qinjing.tasks.planning import Overrides
+from qinjing.tasks.planning import Overrides, plan_dataset
+from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
 
 TRAIN, TEST = ("01", "02", "03"), ("04", "05")
@@ -79,7 +80,6 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--runs", type=Path, help="keep the runs and their comparison here")
     parser.add_argument("--budget", type=seconds, default=300.0, help="of each training")
-    parser.add_argument("--steps", type=int, help="equal steps instead of equal time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--net", default="subvoxel_unet")
     parser.add_argument("--weight", type=float, default=0.02)
@@ -93,34 +93,51 @@ def main() -> None:
         "full": min(1.0, args.start + 0.25),
         "topology": {"weights": [1.0, 1.0, 0.0]},
     }
-    variants = {
-        PLAIN: Overrides(net=args.net, loss="dice_ce", steps=args.steps),
-        TOPOLOGY: Overrides(net=args.net, loss="shape", loss_options=options, steps=args.steps),
-    }
-    budget_s = None if args.steps else args.budget
-    with tempfile.TemporaryDirectory() as scratch, watch() as tell:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = args.runs or Path(scratch) / "runs"
         dataset = prepare(args.input, Path(args.runs or scratch) / "data")
-        config = AblateConfig(
-            dataset, folder / "ablation", variants, budget_s, args.seeds,
-            split(dataset, args.tune),
-        )  # fmt: skip
-        runs = [Path(run) for run in ablate(config, tell)["runs"]]
-        compared = compare_files(runs, folder / "ablation", dataset)
-        rows = {name: [measured(run) for run in runs if run.parent == runs[at].parent]
-                for name, at in ((PLAIN, 0), (TOPOLOGY, args.seeds))}  # fmt: skip
+        splits = split(dataset, args.tune)
+        plan = folder / "plan.json"
+        if not plan.exists():
+            usual = Overrides(net=args.net, loss="dice_ce")
+            write_json(plan, plan_dataset(dataset, budget_s=args.budget, overrides=usual))
+        runs: dict[str, list[Path]] = {PLAIN: [], TOPOLOGY: []}
+        for seed in range(args.seeds):
+            for name in runs:
+                run = folder / name.lower().replace(" ", "-") / f"seed_{seed}"
+                config = TrainConfig(
+                    dataset, run, budget_s=args.budget, seed=seed, resume=True, splits=splits
+                )
+                train_once(config, plan, options if name == TOPOLOGY else None)
+                runs[name].append(run)
+                print(f"{name}, seed {seed}: {measured(run)}", flush=True)
+        compared = compare_files([*runs[PLAIN], *runs[TOPOLOGY]], folder / "comparison", dataset)
+        rows = {name: [measured(run) for run in own] for name, own in runs.items()}
     summary = summarise(rows)
     result = {
-        "rows": rows, **summary, "options": options, "net": args.net, "budget_s": budget_s,
+        "rows": rows, **summary, "options": options, "net": args.net, "budget_s": args.budget,
         "tests": [r for r in compared["rows"] if r["metric"] in ("dice", "betti_error", "hd95_mm")],
         "environment": environment(),
     }  # fmt: skip
-    for name, seeds in rows.items():
-        for seed, row in enumerate(seeds):
-            print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
     print(json.dumps(summary, indent=2))
     if args.output:
         write_json(args.output, result)
+
+
+def train_once(config: TrainConfig, plan: Path, options: dict[str, Any] | None) -> None:
+    """Train by the plan unless it is done, with or without the term.
+
+    The budget rules the schedule, so that dearer steps mean fewer of them in equal time.
+    """
+    if (config.output / "measured.json").exists():
+        return
+    content = read_json(plan)
+    if options:
+        content |= {"loss": "shape", "loss_options": options}
+    path = config.output.with_suffix(".plan.json")
+    write_json(path, content)
+    with watch() as tell:
+        train(replace(config, plan=path), tell)
 
 
 def summarise(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

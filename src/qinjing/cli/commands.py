@@ -13,6 +13,7 @@ from typing import Any
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, named_path
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.hand_over import Export
 from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Select
 from qinjing.cli.model import Plan, Predict, Train
@@ -259,6 +260,7 @@ COMMANDS: dict[str, type[Command]] = {
     "label-curve": LabelCurve,
     "select": Select,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "info": Info,
     "phantom": Phantom,

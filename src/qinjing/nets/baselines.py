@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -45,12 +45,21 @@ def swin_unetr(
 
     Source: arXiv:2201.01266 (Hatamizadeh et al.).
     """
-    options = of_size(_SWIN_UNETR, size, "swin_unetr")
-    # Instance normalisation refuses a map of one voxel, which a patch of 32 ends in.
-    net = _monai("SwinUNETR")(
-        in_channels, classes, spatial_dims=spatial_dims, norm_name=_GROUP_NORM, **options
-    )
+    net = _monai("SwinUNETR")(**_swin_arguments(in_channels, classes, size, spatial_dims))
     return Padded(net, (32, 32, 32), spatial_dims)
+
+
+def _swin_arguments(
+    in_channels: int = 1, classes: int = 2, size: str = "small", spatial_dims: int = 3
+) -> dict[str, Any]:
+    return {
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "spatial_dims": spatial_dims,
+        # Instance normalisation refuses a map of one voxel, which a patch of 32 ends in.
+        "norm_name": _GROUP_NORM,
+        **of_size(_SWIN_UNETR, size, "swin_unetr"),
+    }
 
 
 def unetr(
@@ -105,11 +114,41 @@ def segresnet(
 
     Source: arXiv:1810.11654 (Myronenko), without its auto-encoder.
     """
-    options = of_size(_SEGRESNET, size, "segresnet")
-    net = _monai("SegResNet")(
-        spatial_dims, in_channels=in_channels, out_channels=classes, **options
-    )
+    net = _monai("SegResNet")(**_segresnet_arguments(in_channels, classes, size, spatial_dims))
     return Padded(net, (8, 8, 8), spatial_dims)
+
+
+def _segresnet_arguments(
+    in_channels: int = 1, classes: int = 2, size: str = "small", spatial_dims: int = 3
+) -> dict[str, Any]:
+    return {
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "spatial_dims": spatial_dims,
+        **of_size(_SEGRESNET, size, "segresnet"),
+    }
+
+
+def monai_definition(net: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how MONAI alone builds what is inside one of these networks, as a bundle says it.
+
+    Its weights have the names here without the `net.` before them.
+
+    Args:
+        net: name in `NETS`.
+        options: of its constructor.
+
+    Returns:
+        `{"_target_": class, …}`; None for networks that are not MONAI's, take slices one by one,
+        or are changed here.
+
+    Source: MONAI 1.6.
+    """
+    arguments = {"swin_unetr": _swin_arguments, "segresnet": _segresnet_arguments}.get(net)
+    if arguments is None or options.get("spatial_dims", 3) != 3:
+        return None
+    names = {"swin_unetr": "SwinUNETR", "segresnet": "SegResNet"}
+    return {"_target_": f"monai.networks.nets.{names[net]}", **arguments(**options)}
 
 
 class Padded(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +94,35 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.decoders))):
             y = self.decoders[level](torch.cat([skips[level], self.ups[level](y)], dim=1))
         return self.head(y)[..., :d, :h, :w]
+
+
+def plain_conv_names(weights: Iterable[str]) -> dict[str, str]:
+    """Return each weight's name → the name of its like in nnU-Net's `PlainConvUNet`.
+
+    Args:
+        weights: names in a `UNet`'s state.
+
+    Source: dynamic-network-architectures 0.4, `PlainConvEncoder` and `UNetDecoder`.
+    """
+    found = {}
+    levels = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("encoders."))
+    for name in weights:
+        part, *rest = name.split(".")
+        if part == "head":
+            found[name] = f"decoder.seg_layers.{levels - 2}.{rest[0]}"
+            continue
+        level = int(rest[0])
+        if part == "ups":
+            found[name] = f"decoder.transpconvs.{levels - 2 - level}.{rest[1]}"
+            continue
+        place, layer, kind = int(rest[1]), rest[2], rest[3]
+        # A stage below the first begins with its pooling, here as there.
+        pooled = part == "encoders" and level > 0
+        stage = (
+            f"encoder.stages.{level}.{int(pooled)}"
+            if part == "encoders"
+            else f"decoder.stages.{levels - 2 - level}"
+        )
+        module = "conv" if layer == "0" else "norm"
+        found[name] = f"{stage}.convs.{place - pooled}.{module}.{kind}"
+    return found
