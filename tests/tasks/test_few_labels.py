@@ -157,8 +157,14 @@ def test_training_from_a_trunk(
     made = _decided(fingerprint, overrides, "subvoxel_unet")
     assert made.fit.layer_decay == 0.8
     write_json(tmp_path / "plan.json", with_steps(made, 3, None, 1))
-    train(TrainConfig(dataset, run, plan=tmp_path / "plan.json"))
-    before, after = (load_tensors(f / "weights.safetensors")[0] for f in (trunk, run / "fold_0"))
+    told: list[str] = []
+    train(
+        TrainConfig(dataset, run, plan=tmp_path / "plan.json", fold=1),
+        lambda kind, fields: told.append(fields["message"]) if kind == "warning" else None,
+    )
+    # The trunk kept out fold 0 alone.
+    assert len(told) == 1 and "saw 1 of the 1 cases" in told[0]
+    before, after = (load_tensors(f / "weights.safetensors")[0] for f in (trunk, run / "fold_1"))
     shared = [name for name in before if before[name].shape == after[name].shape]
     changed = [name for name in shared if not torch.equal(before[name], after[name])]
     assert len(shared) > 20

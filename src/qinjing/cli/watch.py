@@ -22,6 +22,8 @@ def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
         nonlocal bar
         if kind == "checked":
             say(f"checked: {fields['cases']} cases sound, {len(fields['refused'])} refused")
+        elif kind == "warning":
+            say(f"warning: {fields['message']}")
         elif kind == "variant":
             say(f"[{fields['number']} of {fields['of']}] {fields['name']}, seed {fields['seed']}")
         elif kind == "plan":

@@ -18,7 +18,7 @@ from qinjing.errors import ConfigError
 from qinjing.tasks.planning import Overrides, Tell, default_splits, silent, sound_cases
 from qinjing.tasks.select import describer, doubter, k_centres
 from qinjing.tasks.train import TrainConfig, train
-from qinjing.tasks.transfer import trunk_card
+from qinjing.tasks.transfer import seen_by, trunk_card
 
 UNLABELLED_WEIGHT = 1.0
 METHODS = ("random", "pretrained", "mean_teacher", "both")
@@ -222,9 +222,7 @@ def _check_unseen(trunk: Path, dataset: Dataset, val: Sequence[str]) -> None:
     Raises:
         ConfigError: naming one of them.
     """
-    card = trunk / "trunk.json"
-    saw = read_json(card)["saw"] if card.is_file() else []
-    seen = {i for one in saw if one["dataset"] == dataset.name for i in one["cases"]} & set(val)
+    seen = seen_by(trunk, dataset.name) & set(val)
     if seen:
         raise ConfigError(
             "trunk", "pre-trained without the cases that are measured on", sorted(seen)[0],

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from qinjing.evidence import Digested
 
 PROTOTYPES = 256
-_PROBED = 16  # labelled cases that the probe takes at the most, half to learn from
+_PROBED = 16  # labelled cases that the probe takes at the most, half of the patients to learn from
 _LEARNING_RATE = 1.5e-3
 _TRIAL_S = 3.0
 _FINISHING_S = 5.0  # what the last files take
@@ -319,9 +319,12 @@ def _task(
     net = make_pretrainer(trunk_card(plan), config.objective, cell_of(plan))
     labelled = [case for case in cases[0] if any(len(p) for p in case.foreground)]
     probed = labelled[:: max(1, len(labelled) // _PROBED)][:_PROBED]
-    half = len(probed) // 2
+    patient = {case.case_id: case.patient_id for case in sources[0].cases}
+    taught = set(sorted({patient[case.case_id] for case in probed})[::2])
+    known = [case for case in probed if patient[case.case_id] in taught]
+    asked = [case for case in probed if patient[case.case_id] not in taught]
     classes = len(sources[0].dataset.labels)
-    probe = Probe(probed[:half], probed[half:], classes, crop) if half and classes > 1 else None
+    probe = Probe(known, asked, classes, crop) if asked and classes > 1 else None
     spatial = [one for one in plan.augmentation if one["name"] == "affine"]
     return SelfDistillation(
         net,

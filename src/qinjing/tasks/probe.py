@@ -158,9 +158,10 @@ def _time_steps(request: _Request) -> dict[str, float]:
     from qinjing.engine.fit import timed_steps
     from qinjing.engine.trial import gradient_fault
     from qinjing.tasks.mean_teacher import learning_task
+    from qinjing.tasks.transfer import starting_net
 
     case = _made_up_case(request)
-    task = learning_task(request.plan.model.build(), request.plan, [case], [], [case], seed=0)
+    task = learning_task(starting_net(request.plan), request.plan, [case], [], [case], seed=0)
     fault = gradient_fault(task, request.plan.execution)
     if fault:
         raise SystemExit(fault)

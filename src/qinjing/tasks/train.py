@@ -38,7 +38,7 @@ from qinjing.tasks.planning import (
 )
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.probe import prediction_memory_gib
-from qinjing.tasks.transfer import starting_net
+from qinjing.tasks.transfer import seen_by, starting_net
 
 if TYPE_CHECKING:
     from qinjing.evidence import Digested
@@ -79,8 +79,8 @@ def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
 
     Args:
         config: what to train on and how.
-        tell: told of what happens: ("checked" | "plan" | "prepared" | "step" | "validation" |
-            "measured", fields).
+        tell: told of what happens: ("checked" | "plan" | "warning" | "prepared" | "step" |
+            "validation" | "measured", fields).
 
     Returns:
         "folds" with what each reached, "dice" over all their held-out cases, "refused" cases,
@@ -108,6 +108,8 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
         _claim(config, splits, read["dataset"].sha256)
     plan = _plan(config, opened, cases, splits, len(folds), start)
     tell("plan", {"plan": plan})
+    if plan.transfer:
+        _warn_of_seen(Path(plan.transfer.trunk), opened.name, [splits[k] for k in folds], tell)
     torch.set_num_threads(plan.threads)
     _prepare(config, cases, plan, opened.ignored)
     tell("prepared", {"cases": len(cases)})
@@ -323,6 +325,16 @@ def _write_plan(
         },
     )
     write_json(config.output / "plan.json", plan)
+
+
+def _warn_of_seen(trunk: Path, dataset: str, splits: Sequence[Split], tell: Tell) -> None:
+    """Say so where a trunk saw the images that the run is measured on: the figures flatter."""
+    measured_on = {case_id for split in splits for case_id in split["val"]}
+    seen = len(seen_by(trunk, dataset) & measured_on)
+    if seen:
+        tell("warning", {"message": f"the trunk saw {seen} of the {len(measured_on)} cases that "
+                         "this run is measured on: what it reaches there flatters; give `pretrain` "
+                         "the same --splits"})  # fmt: skip
 
 
 def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan, ignored: int | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qinjing.config import read_config
+from qinjing.config import read_config, read_json
 from qinjing.engine.checkpoint import ModelCard, load_tensors
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
@@ -23,6 +23,13 @@ def trunk_card(trunk: Path) -> ModelCard:
         FormatError: no model.json, or a damaged one.
     """
     return read_config(trunk / "model.json", ModelCard)
+
+
+def seen_by(trunk: Path, dataset: str) -> set[str]:
+    """Return the cases of a data set, by its name, whose images a trunk was pre-trained on."""
+    path = trunk / "trunk.json"
+    saw = read_json(path)["saw"] if path.is_file() else []
+    return {i for one in saw if one["dataset"] == dataset for i in one["cases"]}
 
 
 def with_trunk(model: ModelCard, trunk: Path) -> ModelCard:
