@@ -34,7 +34,8 @@ from qinjing.physics.scribbles import draw_scribbles
 from qinjing.tasks.planning import Overrides, default_splits
 from qinjing.tasks.train import TrainConfig, train
 
-METHODS = {"all labels": 0.0, "strokes": 0.0, "strokes and teacher": 1.0}  # weight of the teacher
+# Weight of the teacher. Strokes come first: the plan is what they alone allow to know.
+METHODS = {"strokes": 0.0, "strokes and teacher": 1.0, "all labels": 0.0}
 
 
 def write_scribbled(dataset: Dataset, cases: list[Case], val: set[str], root: Path,
@@ -44,14 +45,14 @@ def write_scribbled(dataset: Dataset, cases: list[Case], val: set[str], root: Pa
     classes = [value for value in dataset.labels if value]
     said = whole = 0
     (root / "imagesTr").mkdir(parents=True)
-    for case in cases:
+    for number, case in enumerate(cases):
         for channel, path in enumerate(case.images):
             name = f"{case.case_id}_{channel:04d}{suffix(path)}"
             shutil.copyfile(path, root / "imagesTr" / name)
         _, label = read_pair(case)
         voxels = label.voxels.astype(np.uint8)
         if case.case_id not in val:
-            voxels = draw_scribbles(voxels, classes, ignored, every=every)
+            voxels = draw_scribbles(voxels, classes, ignored, every=every, seed=number)
             said, whole = said + int((voxels != ignored).sum()), whole + voxels.size
         write_nifti(root / "labelsTr" / f"{case.case_id}.nii.gz", label.with_voxels(voxels))
     write_json(root / "dataset.json", {

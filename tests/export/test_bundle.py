@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 import torch
 from tests.tasks.test_train import write_case
 
-from qinjing.config import read_json, write_json
+from qinjing.config import read_config, read_json, write_json
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.data.preprocess import Normalisation
 from qinjing.engine.checkpoint import ModelCard, load_model, save_model
-from qinjing.engine.plan import make_plan, with_steps
+from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError, FormatError
-from qinjing.export.bundle import _ct, as_plain_conv_weights, write_bundle
+from qinjing.export.bundle import _ct, as_plain_conv_weights, readme, workflow, write_bundle
 from qinjing.nets.blocks import norm
 from qinjing.nets.unet import UNet, plain_conv_names
 from qinjing.tasks.planning import measure
@@ -145,6 +146,55 @@ def test_the_u_net_in_nnu_nets_own_classes() -> None:
     image = torch.randn(1, 2, 8, 16, 16)
     with torch.no_grad():
         assert torch.allclose(up(down(image)), ours(image), atol=1e-5)
+
+
+def test_windows_that_monais_networks_do_not_take(run: Path, tmp_path: Path) -> None:
+    """Where Qinjing pads for them, the bundle builds them through Qinjing."""
+    folder = tmp_path / "run" / "fold_0"
+    options = {"in_channels": 1, "classes": 3, "size": "tiny"}
+    card = ModelCard("swin_unetr", options)
+    save_model(folder, card, dict(card.build().state_dict()))
+    for name in ("plan.json", "dataset.json"):
+        write_json(tmp_path / "run" / name, read_json(run / name))
+    plan = read_config(run / "plan.json", Plan)
+    assert any(n % 32 for n in plan.patch_size)
+    write_bundle(folder, tmp_path / "bundle")
+    content = read_json(tmp_path / "bundle" / "configs" / "inference.json")
+    assert content["network_def"]["_target_"] == "qinjing.nets.baselines.swin_unetr"
+    parser = monai_bundle.ConfigParser(content)
+    parser["bundle_root"] = str(tmp_path / "bundle")
+    net = parser.get_parsed_content("network_def")
+    net.load_state_dict(parser.get_parsed_content("weights"))
+    with torch.no_grad():
+        assert net.eval()(torch.zeros(1, 1, *plan.patch_size)).shape[2:] == plan.patch_size
+
+
+def test_large_label_values_and_several_channels(run: Path) -> None:
+    plan = read_config(run / "plan.json", Plan)
+    one = Normalisation()
+    plan = replace(
+        plan,
+        label_values=(0, 2, 300),
+        preprocessing=replace(plan.preprocessing, normalisation=(one, one)),
+    )
+    content = workflow({"_target_": "x"}, plan)
+    steps = {step["_target_"]: step for step in content["postprocessing"]["transforms"]}
+    assert steps["MapLabelValued"]["target_labels"] == [0, 2, 300]
+    assert steps["SaveImaged"]["output_dtype"] == "$numpy.uint16"
+    assert "{c:04d}" in content["datalist"]
+    assert "NAME_0001.nii.gz" in readme(ModelCard("unet", {}), plan, {})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_without_scans_is_no_success(run: Path, tmp_path: Path) -> None:
+    write_bundle(run, tmp_path / "bundle")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="must hold NIfTI files"):
+        monai_bundle.run(
+            config_file=str(tmp_path / "bundle" / "configs" / "inference.json"),
+            bundle_root=str(tmp_path / "bundle"),
+            dataset_dir=str(tmp_path / "empty"),
+        )
 
 
 def test_names_of_nnu_net_by_hand() -> None:

@@ -23,10 +23,10 @@ from qinjing.engine.log import read_events
 from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError, InputError
 from qinjing.nets.pretrainer import Pretrainer
-from qinjing.report.label_curve import summarise, write_label_curve
+from qinjing.report.label_curve import figure, summarise, write_label_curve
 from qinjing.tasks import pretrain as room
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
-from qinjing.tasks.label_curve import LabelCurveConfig, label_curve
+from qinjing.tasks.label_curve import CHOICES, METHODS, LabelCurveConfig, label_curve
 from qinjing.tasks.planning import Overrides, _decided, default_splits, measure
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
@@ -315,6 +315,10 @@ def test_the_summary_by_hand() -> None:
     # Differences 0.1, 0.12, 0.08: t = 0.1 / (0.02 / √3) = 8.66, two degrees of freedom.
     assert row["p"] == pytest.approx(0.01307, abs=2e-5)
     assert rows["random", "random", 2]["p"] is None
+    # Every method with every choice fits into one figure.
+    many = [{**points[0], "method": m, "choice": c} for m in METHODS for c in CHOICES]
+    lines = figure(summarise(many, 9)).axes[0].get_legend_handles_labels()[1]
+    assert len(set(lines)) == len(METHODS) * len(CHOICES)
     # A choice is held against chance with the same method and seed.
     assert rows["pretrained", "coreset", 2]["gain"] == 0.05
 

@@ -17,12 +17,14 @@ from qinjing.data.cache import IGNORED, load, prepare
 from qinjing.data.check import check_dataset
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import read_nifti, write_nifti
+from qinjing.data.resample import resample_scribbles
 from qinjing.engine.plan import Plan, make_plan, with_steps
 from qinjing.errors import ConfigError
 from qinjing.losses import CrossEntropyLoss, DiceCrossEntropyLoss, DiceLoss
 from qinjing.metrics.overlap import count, dice
 from qinjing.physics.scribbles import draw_scribbles
 from qinjing.tasks.evaluate import evaluate
+from qinjing.tasks.mean_teacher import learning_task
 from qinjing.tasks.planning import Overrides, _decided, measure
 from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
@@ -73,6 +75,34 @@ def test_the_ignore_label_is_no_class(dataset: Path, plan: Plan, tmp_path: Path)
     assert sum(map(len, case.foreground)) == np.isin(raw, (2, 5)).sum()
 
 
+def test_padding_says_nothing(dataset: Path, plan: Plan, tmp_path: Path) -> None:
+    """A patch larger than the scan must not teach that there is background around it."""
+    opened = open_dataset(dataset)
+    prepare(opened.cases[:2], tmp_path, plan.preprocessing, plan.label_values, opened.ignored)
+    cases = [load(tmp_path, case.case_id) for case in opened.cases[:2]]
+    wide = replace(plan, patch_size=(32, 32, 32), augmentation=())
+    task = learning_task(plan.model.build(), wide, cases, [], cases, seed=0)
+    picked = [int((task.batch(step, 0)[1] != IGNORED).sum()) for step in range(4)]
+    most = wide.batch_size * max(int((case.label != IGNORED).sum()) for case in cases)
+    assert min(picked) > 0 and max(picked) <= most
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (2.25, 1.75, 1.75), (4.0, 0.8, 0.8)])
+def test_strokes_survive_another_grid(dataset: Path, spacing: tuple[float, float, float]) -> None:
+    label = read_nifti(dataset / "labelsTr" / "case0.nii.gz").canonical()
+    found = resample_scribbles(label, spacing, 7)
+    step = np.array(spacing) / np.array(label.spacing_mm)
+    for value in (0, 2, 5):
+        near = np.argwhere(label.voxels == value)
+        there = np.argwhere(found.voxels == value)
+        assert len(there) or len(near) < 3
+        # Nothing is said where nothing was near.
+        for place in there * step:
+            assert np.abs(near - place).max(1).min() <= max(1.0, step.max() / 2) + 1e-6
+    if tuple(spacing) == tuple(label.spacing_mm):
+        assert np.array_equal(found.voxels, label.voxels)
+
+
 def test_losses_count_what_is_labelled_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64).requires_grad_()
@@ -102,10 +132,16 @@ def test_training_with_strokes(dataset: Path, plan: Plan, tmp_path: Path, teache
     splits.write_text(json.dumps([fold]))
     write_json(tmp_path / "plan.json", replace(plan, unlabelled_weight=teacher))
     run = tmp_path / "run"
-    result = train(TrainConfig(dataset, run, splits=splits, plan=tmp_path / "plan.json"))
-    assert not result["refused"]
+    told: list[str] = []
+    result = train(
+        TrainConfig(dataset, run, splits=splits, plan=tmp_path / "plan.json"),
+        lambda kind, fields: told.append(fields["message"]) if kind == "warning" else None,
+    )
+    assert not result["refused"] and "1 of 3 held-out cases are labelled in part" in told[0]
     metrics = read_json(run / "metrics.json")
     assert metrics["labels"] == {"2": "rim", "5": "core"}
+    # What is labelled in full keeps its calibration.
+    assert [case["ece"] is None for case in metrics["cases"]] == [True, False, False]
     for case in metrics["cases"]:
         found = read_nifti(run / "fold_0" / "validation" / f"{case['case_id']}.nii.gz").voxels
         truth = read_nifti(dataset / "labelsTr" / f"{case['case_id']}.nii.gz").voxels
@@ -124,6 +160,7 @@ def test_evaluating_around_what_nobody_labelled(dataset: Path, tmp_path: Path) -
     metrics = evaluate(tmp_path / "p", dataset)
     assert metrics["cases"][0]["labels"]["2"]["dice"] == 1 and metrics["cases"][0]["ece"] is None
     write_nifti(tmp_path / "q" / "case0.nii.gz", Volume(truth.voxels, AFFINE))
+    assert metrics["cases"][0]["unlabelled_voxels"] == (truth.voxels == 7).sum()
     refused = evaluate(tmp_path / "q", dataset)["refused"]
     assert "7" in refused[0]["reason"]  # no prediction holds it
 

@@ -44,6 +44,7 @@ class DataCheck(Command):
             "layout": dataset.layout,
             "channels": dataset.channel_names,
             "labels": dataset.labels,
+            "ignored": dataset.ignored,
             "cases": len(dataset.cases),
             **result.to_json(),
         }

@@ -35,6 +35,8 @@ def pairs(result: Mapping[str, Any]) -> str:
 def check(result: Mapping[str, Any]) -> str:
     """A checked data set in a few lines, with its warnings."""
     labels = ", ".join(f"{value} {name}" for value, name in result["labels"].items())
+    if result["ignored"] is not None:
+        labels += f"; {result['ignored']} says nothing (ignore)"
     warnings = [fault(one) for one in result["faults"] if one["severity"] == "warning"]
     lines = [
         f"{result['dataset']} ({result['layout']}): {result['cases']} cases, "

@@ -67,7 +67,7 @@ def prepare(
         ignored: value of voxels that nobody labelled.
         progress: called after each case.
     """
-    from qinjing.data.resample import resample_labels, resample_volume
+    from qinjing.data.resample import resample_labels, resample_scribbles, resample_volume
 
     for case in cases:
         key = _key(case, preprocessing, ignored)
@@ -76,7 +76,11 @@ def prepare(
             image, label = read_pair(case) if case.label else unlabelled(case)
             grid = resample_volume(image, preprocessing.spacing_mm, INTERPOLATION_ORDER).voxels
             voxels = torch.from_numpy(np.array(grid, dtype=np.float32))
-            label = resample_labels(label, preprocessing.spacing_mm)
+            label = (
+                resample_labels(label, preprocessing.spacing_mm)
+                if ignored is None
+                else resample_scribbles(label, preprocessing.spacing_mm, ignored)
+            )
             classes = np.searchsorted(label_values, label.voxels).astype(np.uint8)
             if ignored is not None:
                 classes[label.voxels == ignored] = IGNORED

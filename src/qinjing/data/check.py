@@ -235,7 +235,8 @@ def _check_label(
         message = f"label values must be among {rule}, got {_listed(unknown)} ({path})"
         faults.append(_fault(case, path, "unknown label", message))
     if not values.any():
-        message = f"label should hold more than background, got background only ({path})"
+        got = "background only" if values.size else "what is ignored only"
+        message = f"label should hold more than background, got {got} ({path})"
         faults.append(_fault(case, path, "empty label", message))
     seen.labels.update(int(value) for value in values)
     return faults

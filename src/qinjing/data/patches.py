@@ -52,10 +52,10 @@ def draw_corner(
     return d, h, w
 
 
-def cut(array: np.ndarray, corner: Shape, patch_size: Shape) -> np.ndarray:
-    """Cut a patch out of (…, D, H, W); what lies outside is zero."""
+def cut(array: np.ndarray, corner: Shape, patch_size: Shape, outside: int = 0) -> np.ndarray:
+    """Cut a patch out of (…, D, H, W); what lies outside has a value of its own."""
     lead = array.ndim - 3
-    out = np.zeros((*array.shape[:lead], *patch_size), dtype=array.dtype)
+    out = np.full((*array.shape[:lead], *patch_size), outside, dtype=array.dtype)
     source, target = [slice(None)] * lead, [slice(None)] * lead
     for start, size, length in zip(corner, patch_size, array.shape[lead:], strict=True):
         first, last = max(start, 0), min(start + size, length)
@@ -71,8 +71,11 @@ def batch_of_patches(
     patch_size: Shape,
     foreground: float,
     margin: Shape = (0, 0, 0),
+    outside: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Cut one patch from each case, with so many voxels more at either end of each axis.
+
+    Outside the case the image is 0 and the label `outside`.
 
     Returns:
         Images (B, C, D, H, W) float32 and class indices (B, D, H, W) uint8.
@@ -83,5 +86,5 @@ def batch_of_patches(
     starts = [(d - md, h - mh, w - mw) for d, h, w in corners]
     pairs = list(zip(cases, starts, strict=True))
     images = np.stack([cut(case.image, start, size) for case, start in pairs])
-    labels = np.stack([cut(case.label, start, size) for case, start in pairs])
+    labels = np.stack([cut(case.label, start, size, outside) for case, start in pairs])
     return torch.from_numpy(images), torch.from_numpy(labels)

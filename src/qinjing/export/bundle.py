@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from qinjing.nets import NETS
 from qinjing.nets.baselines import monai_definition
 from qinjing.nets.unet import plain_conv_names
 from qinjing.registry import constructor
+from qinjing.tasks.predict import label_type
 
 MONAI = "1.6.1"  # what the workflow was tried with
 _AXES = "SPL"  # to which D, H and W run
@@ -33,6 +35,8 @@ def write_bundle(model: Path, output: Path) -> dict[str, Any]:
     windows and writes label maps on the scan's own grid. Weights are safetensors, which the
     workflow reads without pickle. Networks that are MONAI's own are built by MONAI alone; for the
     others the bundle wants Qinjing installed. A trunk has no workflow of its own, only a network.
+    MONAI's resampling differs from ours by its spline, and where a scan's axes are tilted against
+    the patient's its grid starts up to half a voxel elsewhere.
 
     Args:
         model: a run with one fold, one of a run's folds, or what `pretrain` made.
@@ -48,36 +52,37 @@ def write_bundle(model: Path, output: Path) -> dict[str, Any]:
     Source: MONAI 1.6, docs/source/mb_specification.rst.
     """
     folder = one_network(model)
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError("output", "a new folder", "one that is not empty", where=output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError("output", "a new folder", "something that is there", where=output)
     card = read_config(folder / "model.json", ModelCard)
     weights, _ = load_tensors(folder / "weights.safetensors")
-    native = monai_definition(card.net, card.options)
-    if native:
+    is_trunk = (folder / "trunk.json").exists()
+    plan = None if is_trunk else read_config(folder.parent / "plan.json", Plan)
+    network = monai_definition(card.net, card.options, plan.patch_size if plan else ())
+    if network:
         weights = {name.removeprefix("net."): value for name, value in weights.items()}
     else:
         make = constructor(NETS, "net", card.net)
-        native = {"_target_": f"{make.__module__}.{make.__name__}", **card.options}
+        network = {"_target_": f"{make.__module__}.{make.__name__}", **card.options}
     needs = {"safetensors": "0.5"}
-    if native["_target_"].startswith("qinjing."):
+    if network["_target_"].startswith("qinjing."):
         needs["qinjing"] = "0.1"
-    plan = None
-    if not (folder / "trunk.json").exists():
-        plan = read_config(folder.parent / "plan.json", Plan)
+    if plan:
         needs["pytorch-ignite"] = "0.4.11"
-    try:
-        save_tensors(output / "models" / "model.safetensors", weights, {"net": card.net})
-        write_json(output / "configs" / "inference.json", workflow(native, plan))
-        write_json(output / "configs" / "metadata.json", metadata(folder, card, plan, needs))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: a killed command leaves nothing under the name asked for.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent) as scratch:
+        made = Path(scratch) / "bundle"
+        save_tensors(made / "models" / "model.safetensors", weights, {"net": card.net})
+        write_json(made / "configs" / "inference.json", workflow(network, plan))
+        write_json(made / "configs" / "metadata.json", metadata(folder, card, plan, needs))
         if card.net == "unet":
-            write_json(output / "configs" / "nnunet_names.json", plain_conv_names(weights))
-        if plan is None:
-            shutil.copyfile(folder / "trunk.json", output / "configs" / "trunk.json")
-        (output / "docs").mkdir()
-        (output / "docs" / "README.md").write_text(readme(card, plan, needs), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)  # half a bundle is none
-        raise
+            write_json(made / "configs" / "nnunet_names.json", plain_conv_names(weights))
+        if is_trunk:
+            shutil.copyfile(folder / "trunk.json", made / "configs" / "trunk.json")
+        (made / "docs").mkdir()
+        (made / "docs" / "README.md").write_text(readme(card, plan, needs), encoding="utf-8")
+        made.replace(output)
     files = sorted(p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file())
     return {"output": str(output), "net": card.net, "needs": sorted(needs), "files": files}
 
@@ -89,7 +94,12 @@ def one_network(model: Path) -> Path:
         FormatError: there is none.
         ConfigError: there are several.
     """
+    model = model.resolve()  # "." has no name and no parent
     if (model / "weights.safetensors").is_file():
+        if not ((model / "trunk.json").is_file() or (model.parent / "plan.json").is_file()):
+            raise FormatError(
+                "model", "in a run or a trunk", "neither plan.json nor trunk.json", where=model
+            )
         return model
     found = sorted(path.parent for path in model.glob("fold_*/weights.safetensors"))
     if not found:
@@ -108,7 +118,13 @@ def one_network(model: Path) -> Path:
 def workflow(network: Mapping[str, Any], plan: Plan | None) -> dict[str, Any]:
     """Return `inference.json`; without a plan the network alone."""
     content: dict[str, Any] = {
-        "imports": ["$import glob", "$import torch", "$from safetensors.torch import load_file"],
+        "imports": [
+            "$import glob",
+            "$import numpy",
+            "$import sys",
+            "$import torch",
+            "$from safetensors.torch import load_file",
+        ],
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": dict(network),
@@ -119,16 +135,18 @@ def workflow(network: Mapping[str, Any], plan: Plan | None) -> dict[str, Any]:
     if plan is None:
         return content
     channels = len(plan.preprocessing.normalisation)
-    if channels > 1:  # nnU-Net's names, a file for each channel
-        first = "'/*_0000.nii.gz'"
-        files = f"[first[:-11] + f'{{c:04d}}.nii.gz' for c in range({channels})]"
-    else:
-        first, files = "'/*.nii.gz'", "first"
-    found = f"sorted(glob.glob(@dataset_dir + {first}))"
+    alone = "[{'image': one} for one in sorted(glob.glob(@dataset_dir + '/*.nii*'))]"
+    if channels > 1:  # nnU-Net's names, a file for each channel; else files that hold them all
+        parts = f"[first.replace('_0000.nii', f'_{{c:04d}}.nii') for c in range({channels})]"
+        firsts = "sorted(glob.glob(@dataset_dir + '/*_0000.nii*'))"
+        alone = f"[{{'image': {parts}}} for first in {firsts}] or {alone}"
+    content["initialize"].append(
+        "$@datalist or sys.exit('dataset_dir must hold NIfTI files, got none')"
+    )
     return content | {
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
-        "datalist": f"$[{{'image': {files}}} for first in {found}]",
+        "datalist": f"${alone}",
         "preprocessing": {"_target_": "Compose", "transforms": _before(plan)},
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
@@ -199,9 +217,13 @@ def _after(plan: Plan) -> list[dict[str, Any]]:
         steps.append({"_target_": "MapLabelValued", **prediction,
                       "orig_labels": list(range(plan.classes)),
                       "target_labels": list(plan.label_values)})  # fmt: skip
+    named = "str(meta['filename_or_obj']).replace('_0000.nii', '.nii')"  # the case, as ours is
     steps.append({"_target_": "SaveImaged", **prediction, "output_dir": "@output_dir",
                   "output_postfix": "", "separate_folder": False, "resample": False,
-                  "output_dtype": "$__import__('numpy').uint8", "print_log": False})  # fmt: skip
+                  "output_dtype": f"$numpy.{label_type(plan.label_values).__name__}",
+                  "output_name_formatter":
+                  f"$lambda meta, saver: {{'subject': {named}, 'idx': None}}",
+                  "print_log": False})  # fmt: skip
     return steps
 
 
@@ -274,7 +296,16 @@ def readme(card: ModelCard, plan: Plan | None, needs: Mapping[str, str]) -> str:
             "```",
         ]
     else:
+        channels = len(plan.preprocessing.normalisation)
         lines += [
+            "Scans are NIfTI files in one folder"
+            + (
+                f": `NAME_0000.nii.gz` to `NAME_{channels - 1:04d}.nii.gz` for the channels of one "
+                "scan, or one file that holds them all."
+                if channels > 1
+                else "."
+            ),
+            "",
             "```bash",
             "python -m monai.bundle run --config_file configs/inference.json "
             "--dataset_dir /scans --output_dir /labels",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +27,7 @@ _SEGRESNET: dict[str, dict[str, Any]] = {
     "small": {"init_filters": 16},
     "paper": {"init_filters": 32},
 }
+_MULTIPLE = {"swin_unetr": 32, "segresnet": 8}  # of voxels along each axis that they take
 
 
 def swin_unetr(
@@ -46,7 +47,7 @@ def swin_unetr(
     Source: arXiv:2201.01266 (Hatamizadeh et al.).
     """
     net = _monai("SwinUNETR")(**_swin_arguments(in_channels, classes, size, spatial_dims))
-    return Padded(net, (32, 32, 32), spatial_dims)
+    return Padded(net, (_MULTIPLE["swin_unetr"],) * 3, spatial_dims)
 
 
 def _swin_arguments(
@@ -115,7 +116,7 @@ def segresnet(
     Source: arXiv:1810.11654 (Myronenko), without its auto-encoder.
     """
     net = _monai("SegResNet")(**_segresnet_arguments(in_channels, classes, size, spatial_dims))
-    return Padded(net, (8, 8, 8), spatial_dims)
+    return Padded(net, (_MULTIPLE["segresnet"],) * 3, spatial_dims)
 
 
 def _segresnet_arguments(
@@ -129,7 +130,9 @@ def _segresnet_arguments(
     }
 
 
-def monai_definition(net: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+def monai_definition(
+    net: str, options: Mapping[str, Any], window: Sequence[int] = ()
+) -> dict[str, Any] | None:
     """Return how MONAI alone builds what is inside one of these networks, as a bundle says it.
 
     Its weights have the names here without the `net.` before them.
@@ -137,15 +140,18 @@ def monai_definition(net: str, options: Mapping[str, Any]) -> dict[str, Any] | N
     Args:
         net: name in `NETS`.
         options: of its constructor.
+        window: voxels along (D, H, W) that it will be run on, where that is known.
 
     Returns:
         `{"_target_": class, …}`; None for networks that are not MONAI's, take slices one by one,
-        or are changed here.
+        are changed here, or would be run on windows that only `Padded` makes fit.
 
     Source: MONAI 1.6.
     """
     arguments = {"swin_unetr": _swin_arguments, "segresnet": _segresnet_arguments}.get(net)
     if arguments is None or options.get("spatial_dims", 3) != 3:
+        return None
+    if any(n % _MULTIPLE[net] for n in window):
         return None
     names = {"swin_unetr": "SwinUNETR", "segresnet": "SegResNet"}
     return {"_target_": f"monai.networks.nets.{names[net]}", **arguments(**options)}

@@ -230,9 +230,11 @@ def _pictures(
         files |= {n: o.predictions[row.case_id] for n, o in others.items()
                   if row.case_id in o.predictions}  # fmt: skip
         try:
-            layers = {"truth": _labels(case.label, labels)}
-            layers |= {title: _labels(path, labels) for title, path in files.items()}
-            center, through = overlay.focus(layers["truth"], layers[name], labels)
+            truth = _labels(case.label)
+            layers = {"truth": overlay.declared(truth, labels)}
+            layers |= {title: _labels(path) for title, path in files.items()}
+            judged = overlay.where_labelled(layers[name], truth, labels)
+            center, through = overlay.focus(layers["truth"], judged, labels)
             figure = overlay.overlay_figure(read_volume(case.images[0]), layers, labels, center)
         except InputError as error:
             found.notes.append(f"No picture of {row.case_id}: {error}.")
@@ -253,11 +255,11 @@ def _pictures(
     return {"overlays": pictures}
 
 
-def _labels(path: Path, labels: Mapping[int, str]) -> Volume:
+def _labels(path: Path) -> Volume:
     """Read a label map as whole numbers, whatever type it was stored as."""
     volume = read_volume(path)
     voxels = volume.voxels[0] if volume.voxels.ndim == 4 else volume.voxels
-    return overlay.declared(volume.with_voxels(np.rint(voxels).astype(np.int32)), labels)
+    return volume.with_voxels(np.rint(voxels).astype(np.int32))
 
 
 def _image(png: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 from qinjing.config import atomic_path, write_json
-from qinjing.report.overlay import PALETTE, to_png
+from qinjing.report.overlay import color, to_png
 
 TITLES = {
     "random": "from chance",
@@ -95,12 +95,14 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     series = list(dict.fromkeys(title(row) for row in rows))
     for number, name in enumerate(series):
         own = sorted((row for row in rows if title(row) == name), key=lambda r: r["count"])
+        tint = list(TITLES).index(own[0]["method"])
+        style = ("-", "--", ":")[list(CHOICES).index(own[0]["choice"])]
         x = np.array([row["count"] for row in own]) * (1 + 0.02 * number)  # bars side by side
         mean = np.array([row["mean"] for row in own])
         low, high = (np.array([row[key] for row in own]) for key in ("low", "high"))
         ax.errorbar(
             x, mean, (mean - low, high - mean), marker="o", capsize=3, label=name,
-            color="#B5A20C" if PALETTE[number] == "#F0E442" else PALETTE[number],
+            color="#B5A20C" if color(tint) == "#F0E442" else color(tint), linestyle=style,
         )  # fmt: skip
     counts = sorted({row["count"] for row in rows})
     ax.set_xscale("log")

@@ -72,6 +72,14 @@ def declared(label: Volume, labels: Mapping[int, str]) -> Volume:
     return label.with_voxels(np.where(np.isin(label.voxels, list(labels)), label.voxels, 0))
 
 
+def where_labelled(prediction: Volume, truth: Volume, labels: Mapping[int, str]) -> Volume:
+    """Return a prediction with background where the truth says nothing, on one grid or as it is."""
+    if truth.shape != prediction.shape:
+        return prediction
+    known = np.isin(truth.voxels, [0, *labels])
+    return prediction.with_voxels(np.where(known, prediction.voxels, 0))
+
+
 def focus(
     truth: Volume, prediction: Volume | None, labels: Mapping[int, str]
 ) -> tuple[tuple[int, int, int], str]:

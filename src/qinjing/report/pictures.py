@@ -15,7 +15,7 @@ from qinjing.data.layouts import open_dataset
 from qinjing.data.readers import read_volume
 from qinjing.errors import InputError
 from qinjing.metrics import METRICS
-from qinjing.report.overlay import declared, focus, overlay_figure, to_png
+from qinjing.report.overlay import declared, focus, overlay_figure, to_png, where_labelled
 from qinjing.report.runs import Run
 
 _MOST_COLUMNS = 8  # methods beside the image and the truth
@@ -112,9 +112,11 @@ def _draw(
     Raises:
         InputError: a file cannot be read, or lies on another grid.
     """
-    image, truth = read_volume(case.images[0]), declared(read_volume(case.label), values)
+    image, label = read_volume(case.images[0]), read_volume(case.label)
+    truth = declared(label, values)
     maps = {run.name: read_volume(_predictions(run)[case.case_id]) for run in runs}
-    center, where = focus(truth, maps[runs[0].name], values)
+    judged = where_labelled(maps[runs[0].name], label, values)
+    center, where = focus(truth, judged, values)
     figure = overlay_figure(image, {"truth": truth, **maps}, values, center)
     reached = ", ".join(f"{r.name} {_words(_dice(r, case.case_id, labels))}" for r in runs)
     caption = f"{case.case_id}, the baseline's {word} case, through {where}; Dice: {reached}."

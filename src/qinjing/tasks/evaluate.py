@@ -274,11 +274,13 @@ def _measure_case(
     prediction, reference = _on_one_grid(prediction, reference, prediction_file)
     confidence, fault = None, ""
     beside = prediction_file.parent / "confidence" / prediction_file.name
+    unlabelled = 0
     if ignored is not None:  # what nobody labelled is background in both
         known = reference.voxels != ignored
+        unlabelled = int(known.size - known.sum())
         prediction = prediction.with_voxels(prediction.voxels * known)
         reference = reference.with_voxels(reference.voxels * known)
-    elif beside.is_file():
+    if beside.is_file() and not unlabelled:
         try:
             confidence = _read_confidence(beside, prediction, reference)
         except InputError as error:
@@ -295,7 +297,8 @@ def _measure_case(
     )
     files = {"prediction": str(prediction_file), "reference": str(reference_file)}
     grid = {"shape": list(reference.shape), "spacing_mm": list(reference.spacing_mm)}
-    return {**case, **grid, **files}, fault
+    missing = {"unlabelled_voxels": unlabelled} if unlabelled else {}
+    return {**case, **grid, **files, **missing}, fault
 
 
 def _one(name: str, files: Sequence[Path], other: str, others: Sequence[Path]) -> Path:

@@ -99,7 +99,7 @@ class Segmenter:
             device=torch.device(self.device),
             progress=progress,
         )
-        values = np.array(plan.label_values, dtype=_smallest_type(plan.label_values))
+        values = np.array(plan.label_values, dtype=label_type(plan.label_values))
         if not np.array_equal(values, np.arange(len(values))):
             labels = labels.with_voxels(values[labels.voxels])
         return labels, certainty
@@ -256,7 +256,8 @@ def _grid_of(case: Case) -> Volume:
     return Volume(np.broadcast_to(np.zeros((), np.uint8), header.shape[-3:]), header.affine)
 
 
-def _smallest_type(values: Sequence[int]) -> type[np.generic]:
+def label_type(values: Sequence[int]) -> type[np.generic]:
+    """Return the smallest integer type that holds every label value."""
     if min(values) < 0:
         return np.int16 if max(values) < 2**15 else np.int32
     return np.uint8 if max(values) < 2**8 else np.uint16

@@ -282,17 +282,17 @@ def _prepare(
             channels = image.voxels.size // prod(image.shape)
             how = Preprocessing(source.plan.preprocessing.spacing_mm, (Normalisation(),) * channels)
             labels = tuple(sorted(source.dataset.labels))
-            fault = label_fault(case, labels)
+            fault = label_fault(case, labels, source.dataset.ignored)
             if fault:  # pre-training does not need it, and the probe goes without
                 refused.append({"case_id": case.case_id, "reason": f"label left out: {fault}"})
                 case = replace(case, label=None)
-            cache.prepare([case], folder, how, labels)
+            cache.prepare([case], folder, how, labels, source.dataset.ignored)
             own.append(cache.load(folder, case.case_id))
         prepared.append(own)
     return prepared
 
 
-def label_fault(case: Case, labels: Sequence[int]) -> str | None:
+def label_fault(case: Case, labels: Sequence[int], ignored: int | None = None) -> str | None:
     """Say why a case's label map cannot be measured with, or None."""
     if case.label is None:
         return None
@@ -300,7 +300,7 @@ def label_fault(case: Case, labels: Sequence[int]) -> str | None:
         _, label = read_pair(case)
     except InputError as error:
         return str(error)
-    unknown = sorted(set(np.unique(label.voxels).tolist()) - set(labels))
+    unknown = sorted(set(np.unique(label.voxels).tolist()) - {*labels, ignored})
     if not unknown:
         return None
     return f"label values must be among {list(labels)}, got {unknown[:5]} ({case.label})"

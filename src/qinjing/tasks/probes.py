@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qinjing.data.cache import CachedCase
+from qinjing.data.cache import IGNORED, CachedCase
 from qinjing.data.patches import cut
 from qinjing.nets.pretrainer import Pretrainer
 
@@ -60,9 +60,12 @@ class Probe:
         for case in cases:
             image, label = middle(case, self.patch_size)
             maps = torch.cat([net.features(c[None, None].to(device)) for c in image], dim=1)
-            features.append(net.tokens(maps)[0].float().cpu())
-            shares = F.one_hot(label.long(), self.classes).movedim(-1, 0)[None].float()
-            classes.append(net.tokens(shares)[0].argmax(-1))
+            known = label != IGNORED
+            shares = F.one_hot(label.long() * known, self.classes) * known[..., None]
+            cells = net.tokens(shares.movedim(-1, 0)[None].float())[0]
+            said = cells.sum(-1) > 0  # something at least, where an annotator drew strokes alone
+            features.append(net.tokens(maps)[0].float().cpu()[said])
+            classes.append(cells[said].argmax(-1))
         return torch.cat(features), torch.cat(classes)
 
     def _dice(self, votes: Tensor, truth: Tensor) -> float:

@@ -58,8 +58,10 @@ class SegmentTask:
         rng = np.random.default_rng((self.seed, 2, step, rank))
         cases = [self.train[pick] for pick in picks]
         images, labels = batch_of_patches(
-            rng, cases, self.plan.patch_size, self.plan.foreground, self.augmentation.margin
-        )
+            rng, cases, self.plan.patch_size, self.plan.foreground, self.augmentation.margin,
+            # Beside what annotators said of a few voxels, padding must not say "background".
+            IGNORED if "ignored" in self.plan.loss_options else 0,
+        )  # fmt: skip
         drawn = self.augmentation.draw(rng, size)
         device = self.plan.execution.device
         images, labels = self.augmentation.apply(images.to(device), labels.to(device), drawn)

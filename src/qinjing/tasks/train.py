@@ -197,6 +197,11 @@ def _measure_fold(
         folder / "metrics.json",
         cases=[case.case_id for case in held_out],
     )
+    in_part = sum("unlabelled_voxels" in case for case in metrics["cases"])
+    if in_part:
+        tell("warning", {"message": f"{in_part} of {len(held_out)} held-out cases are labelled in "
+                         "part, and what is found elsewhere counts for nothing: measure on cases "
+                         "that are labelled in full"})  # fmt: skip
     summary = {
         "fold": fold,
         "steps": result.steps,
