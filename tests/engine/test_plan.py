@@ -126,7 +126,7 @@ def test_a_net_gets_what_its_constructor_takes() -> None:
     assert (cpu["size"], cuda["size"]) == ("small", "paper") and "widths" not in cpu
     assert options(large, "cuda", "subvoxel_unet")["widths"][:2] == (64, 128)
     # The finest stage of a net that folds halves; the pyramid has four levels and no more.
-    for net, first, count in (("unet", 1, 5), ("hybrid", 2, 5), ("pyramid", 2, 4)):
+    for net, first, count in (("unet", 1, 5), ("hybrid", 1, 5), ("pyramid", 2, 4)):
         strides = options(large, "cuda", net)["strides"]
         assert strides[0] == (first,) * 3 and len(strides) == count
     assert options(flat, "cpu", "unetr")["spatial_dims"] == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qinjing.errors import ConfigError
-from qinjing.nets import Hybrid
+from qinjing.nets import Hybrid, UNet
 
 
 def make(**options: object) -> Hybrid:
@@ -24,12 +24,11 @@ def test_what_the_paths_give_is_what_is_decoded(image: torch.Tensor) -> None:
     net = make()
     paths = net.paths(image)
     assert [tuple(kept.shape[1:]) for kept, _ in paths] == [
+        (4, 16, 16, 24),
         (8, 8, 8, 12),
         (16, 4, 4, 6),
-        (16, 2, 2, 3),
     ]
-    folded, _ = net.encode(image)
-    decoded = net.decode(folded, [kept + given for kept, given in paths], image.shape)
+    decoded = net.decode([kept + given for kept, given in paths], image.shape)
     torch.testing.assert_close(decoded, net(image), rtol=1e-4, atol=1e-5)
 
 
@@ -37,7 +36,10 @@ def test_what_the_paths_give_is_what_is_decoded(image: torch.Tensor) -> None:
 def test_gates_tell_the_share_of_attention(image: torch.Tensor) -> None:
     net = make()
     shares = net.gates(image)
-    assert shares.shape == (2, 3) and (shares > 0.05).all() and (shares < 0.95).all()
+    assert shares.shape == (2, 3) and (shares < 0.1).all()  # convolutions lead at first
+    for joint in net.joints:
+        torch.nn.init.zeros_(joint.gate.bias)
+    assert (net.gates(image) > 0.05).all() and (net.gates(image) < 0.95).all()
     for joint in net.joints:
         torch.nn.init.constant_(joint.gate.bias, -40.0)
     torch.testing.assert_close(net.gates(image), torch.zeros(2, 3))
@@ -51,8 +53,10 @@ def test_closed_gates_leave_the_network_of_convolutions(image: torch.Tensor) -> 
     net = make()
     for joint in net.joints:
         torch.nn.init.constant_(joint.gate.bias, -40.0)
-    folded, maps = net.encode(image)
-    torch.testing.assert_close(net(image), net.decode(folded, maps, image.shape))
+    plain = UNet(size="tiny")
+    names = plain.state_dict()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k in names})
+    torch.testing.assert_close(net(image), plain.eval()(image))
 
 
 def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None:
@@ -60,8 +64,7 @@ def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None
     blocks = sum(p.numel() for p in whole.context.blocks.parameters())
     counts = [sum(p.numel() for p in net.parameters()) for net in (whole, without)]
     assert blocks > 0 and counts[0] - counts[1] == blocks
-    without.train()
-    sum(o.square().mean() for o in without(image)).backward()
+    without.train()(image).square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in without.parameters())
 
 
@@ -69,7 +72,7 @@ def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None
 @pytest.mark.parametrize(("attention", "reaches"), [("identity", False), ("full", True)])
 def test_attention_reaches_further_than_convolutions(attention: str, reaches: bool) -> None:
     # GroupNorm of the joints mixes all voxels: compare the tokens before it.
-    net = make(attention=attention, widths=(8, 16), strides=((2, 2, 2),) * 2)
+    net = make(attention=attention, widths=(8, 16), strides=((1, 1, 1), (2, 2, 2)))
     maps = [torch.randn(1, 16, 2, 2, 16)]
     before = net.context(maps)[0]
     maps[0][..., 0] += 1
@@ -79,7 +82,7 @@ def test_attention_reaches_further_than_convolutions(attention: str, reaches: bo
 
 @torch.no_grad()
 def test_deformable_attention_reaches_where_its_offsets_point() -> None:
-    net = make(widths=(8, 16), strides=((2, 2, 2),) * 2)
+    net = make(widths=(8, 16), strides=((1, 1, 1), (2, 2, 2)))
     offsets = net.context.blocks[0].attention.offsets
     maps = [torch.randn(1, 16, 2, 2, 16)]
     changed = [maps[0].clone()]
@@ -89,6 +92,13 @@ def test_deformable_attention_reaches_where_its_offsets_point() -> None:
         offsets.bias.view(-1, 3)[:, 2] = reach
         change = (net.context(changed)[0] - net.context(maps)[0]).abs()[..., -1].max()
         assert bool(change > 1e-6) is reaches
+
+
+def test_the_small_size_joins_from_a_quarter_on() -> None:
+    net = Hybrid(size="small").eval()
+    assert len(net.joints) == 2 and len(net.rises) == 1
+    with torch.no_grad():
+        assert net.gates(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 2)
 
 
 def test_an_unknown_attention_is_refused() -> None:

@@ -150,7 +150,7 @@ def test_folding_is_pixel_unshuffle_and_is_undone() -> None:
     torch.testing.assert_close(back, x, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["subvoxel_unet", "hybrid", "pyramid"])
+@pytest.mark.parametrize("name", ["subvoxel_unet", "pyramid"])
 def test_coarse_outputs_while_training(name: str) -> None:
     outputs = make(name).train()(torch.randn(1, 1, 8, 16, 16))
     assert [tuple(o.shape[2:]) for o in outputs] == [(8, 16, 16), (8, 8, 8)]

@@ -1,9 +1,11 @@
 """The method of the survey: convolutions and deformable attention side by side, joined by gates.
 
-A path of convolutions sees detail. A path of deformable attention sees the whole patch: its tokens
-are the voxels of all scales from 1/4 downwards, and each looks at places that it chooses in all of
-them. At every scale a gate decides, voxel by voxel and channel by channel, how much of either goes
-on to the decoder; `gates` tells the shares.
+A path of convolutions, a U-Net's encoder, sees detail. A path of deformable attention sees the
+whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each looks at places
+that it chooses in all of them. At every scale a gate decides, voxel by voxel and channel by
+channel, how much of either goes on to the decoder; `gates` tells the shares. The small size leaves
+out the gates of the two finest scales, which take a third of a step: there the decoder brings what
+coarser gates let through.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 from qinjing.errors import ConfigError
 from qinjing.nets.blocks import Triple, complete_stages, norm, of_size
 from qinjing.nets.deformable import DeformableAttention
-from qinjing.nets.subvoxel_unet import SubvoxelUNet
 from qinjing.nets.transformer import FeedForward, SelfAttention, sine_positions, to_map, to_tokens
+from qinjing.nets.unet import WIDTHS, UNet
 
 ATTENTIONS = ("deformable", "full", "identity")
 
@@ -31,52 +33,53 @@ class _Size:
 
     Attributes:
         widths: channels of each stage of the convolutions, finest first.
-        blocks: residual blocks a stage.
         channels: of a token.
         depth: transformer blocks.
         heads: of each of them.
         points: places that a head looks at in each scale.
         ratio: of the feed-forward part's hidden channels.
+        joined: the finest stage that has a gate; 0 is full resolution.
 
     Source: arXiv:2010.04159 (Deformable DETR), whose options of attention these are.
     """
 
     widths: tuple[int, ...]
-    blocks: int
     channels: int
     depth: int
     heads: int
     points: int
     ratio: int
+    joined: int
 
 
 # "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
 SIZES = {
-    "tiny": _Size((8, 16, 16), 1, 24, 1, 2, 2, 2),
-    "small": _Size((32, 64, 128, 256), 2, 96, 2, 3, 2, 2),
-    "paper": _Size((64, 128, 256, 320, 384), 2, 288, 6, 9, 2, 4),
+    "tiny": _Size(WIDTHS["tiny"], 24, 1, 2, 2, 2, 0),
+    "small": _Size(WIDTHS["small"], 96, 2, 3, 2, 2, 2),
+    "paper": _Size(WIDTHS["paper"], 512, 11, 8, 4, 4, 0),
 }
+_FINEST = 3  # the finest stage that has tokens: 1/8, where a patch has hundreds and not thousands
+_LEAD = -4.0  # of the gates' biases: what attention adds comes in as it learns
 
 
-class Hybrid(SubvoxelUNet):
+class Hybrid(UNet):
     """Convolutions and deformable attention side by side, joined at every scale by gates.
 
-    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
-    returns a tuple: full-resolution logits first, then one coarser map per decoder level.
+    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W.
 
     Args:
         in_channels: image channels.
         classes: background included.
         widths: channels of each stage of the convolutions, finest first; the size's where None.
-        strides: of each stage along (D, H, W); the first is the block of voxels that is folded.
+        strides: of each stage along (D, H, W); the first stage is at full resolution.
         kernels: of each stage along (D, H, W), odd.
         size: "tiny", "small" or "paper"; it decides the transformer.
         attention: "deformable"; "full" compares every token with every token; "identity" leaves the
             transformer blocks out, to see what they are worth.
 
     Raises:
-        ConfigError: widths, strides and kernels do not fit together, or there is no such size or
-            attention.
+        ConfigError: widths, strides and kernels do not fit together, the first stride is not 1, or
+            there is no such size or attention.
 
     Source: arXiv:2010.04159 (Deformable DETR), arXiv:2103.03024 (CoTr: convolutions with deformable
         attention in three dimensions), arXiv:1505.00387 (gates, Highway Networks).
@@ -95,40 +98,49 @@ class Hybrid(SubvoxelUNet):
         chosen = of_size(SIZES, size, "hybrid")
         if attention not in ATTENTIONS:
             raise ConfigError("attention", f"one of {', '.join(ATTENTIONS)}", attention)
-        widths, strides, kernels = complete_stages(
-            chosen.widths, widths, strides, kernels, (2, 2, 2)
+        super().__init__(in_channels, classes, widths, strides, kernels, size)
+        widths, strides, _ = complete_stages(chosen.widths, widths, strides, kernels, (1, 1, 1))
+        first = min(_FINEST, len(widths) - 1)
+        self.joined = min(chosen.joined, first)
+        self.context = ContextPath(widths[first:], chosen, attention)
+        self.entries = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(chosen.channels, width, 1, bias=False), norm(width))
+            for width in widths[first:]
         )
-        super().__init__(in_channels, classes, widths, strides, kernels, chosen.blocks)
-        self.first = min(1, len(widths) - 1)  # the finest scale that has tokens
-        self.context = ContextPath(widths[self.first :], chosen, attention)
-        self.rise = (
-            nn.ConvTranspose3d(chosen.channels, chosen.channels // 2, strides[1], strides[1])
-            if self.first
-            else None
-        )
-        inputs = [chosen.channels // 2] * self.first + [chosen.channels] * len(widths[self.first :])
-        self.joints = nn.ModuleList(map(Gate, widths, inputs))
+        # Above the tokens their finest map rises level by level, in each one's own width.
+        self.rises = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose3d(
+                    widths[level + 1], widths[level], strides[level + 1], strides[level + 1],
+                    bias=False,
+                ),
+                norm(widths[level]),
+            )
+            for level in range(self.joined, first)
+        )  # fmt: skip
+        self.joints = nn.ModuleList(map(Gate, widths[self.joined :]))
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        folded, local = self.encode(x)
-        context = self._context(local)
-        joined = [joint(*maps) for joint, *maps in zip(self.joints, local, context, strict=True)]
-        return self.decode(folded, joined, x.shape)
+    def forward(self, x: Tensor) -> Tensor:
+        local = self.encode(x)
+        pairs = zip(local[self.joined :], self._context(local), strict=True)
+        joined = [joint(*pair) for joint, pair in zip(self.joints, pairs, strict=True)]
+        return self.decode([*local[: self.joined], *joined], x.shape)
 
     def paths(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return what each path gives to each scale, finest first; a scale's sum goes on.
+        """Return what each path gives to each joined scale, finest first; a scale's sum goes on.
 
         Shapes: (B, in_channels, D, H, W) → a pair of (B, width, D', H', W') each: convolutions,
         attention.
         """
-        _, local = self.encode(x)
+        local = self.encode(x)
+        pairs = zip(local[self.joined :], self._context(local), strict=True)
         return [
-            joint.parts(*maps)  # type: ignore[operator]
-            for joint, *maps in zip(self.joints, local, self._context(local), strict=True)
+            joint.parts(*pair)  # type: ignore[operator]
+            for joint, pair in zip(self.joints, pairs, strict=True)
         ]
 
     def gates(self, x: Tensor) -> Tensor:
-        """Return the share of attention in what each scale passes on.
+        """Return the share of attention in what each joined scale passes on.
 
         The share is Σ|attention's part| / (Σ|attention's part| + Σ|convolutions' part|).
 
@@ -138,9 +150,12 @@ class Hybrid(SubvoxelUNet):
         return torch.stack([given / (given + kept) for kept, given in sums], dim=1)
 
     def _context(self, local: list[Tensor]) -> list[Tensor]:
-        """What the transformer path has for every scale."""
-        context = self.context(local[self.first :])
-        return context if self.rise is None else [self.rise(context[0]), *context]
+        """What the transformer path has for every joined scale, in the scale's own width."""
+        found = self.context(local[-len(self.entries) :])
+        context = [entry(one) for entry, one in zip(self.entries, found, strict=True)]
+        for rise in reversed(self.rises):
+            context.insert(0, rise(context[0]))
+        return context
 
 
 class ContextPath(nn.Module):
@@ -213,30 +228,26 @@ class ContextBlock(nn.Module):
 class Gate(nn.Module):
     """Join two maps: (1 − g)·local + g·context, g = σ(a convolution of both).
 
-    Shapes: (B, width, D, H, W), (B, channels, D, H, W) → (B, width, D, H, W).
+    Shapes: (B, width, D, H, W) twice → (B, width, D, H, W).
 
     Args:
-        width: of the local map.
-        channels: of the context, which is brought to `width` and normalised first.
+        width: of both maps.
 
     Source: arXiv:1505.00387 (Highway Networks).
     """
 
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.entry = nn.Sequential(nn.Conv3d(channels, width, 1, bias=False), norm(width))
         self.gate = nn.Conv3d(2 * width, width, 1)
-        nn.init.constant_(self.gate.bias, -1.0)  # type: ignore[arg-type]  # convolutions lead
+        nn.init.constant_(self.gate.bias, _LEAD)  # type: ignore[arg-type]
 
     def forward(self, local: Tensor, context: Tensor) -> Tensor:
-        context, gate = self._open(local, context)
-        return local + gate * (context - local)
+        return local + self._open(local, context) * (context - local)
 
     def parts(self, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return both terms of the sum, local first."""
-        context, gate = self._open(local, context)
+        gate = self._open(local, context)
         return (1 - gate) * local, gate * context
 
-    def _open(self, local: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        context = self.entry(context)
-        return context, torch.sigmoid(self.gate(torch.cat([local, context], dim=1)))
+    def _open(self, local: Tensor, context: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(torch.cat([local, context], dim=1)))

@@ -84,15 +84,25 @@ class UNet(nn.Module):
         self.head = nn.Conv3d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        d, h, w = x.shape[-3:]
-        y = pad_to_multiple(x, self.multiple)
-        skips = []
+        return self.decode(self.encode(x), x.shape)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return the feature map of every stage, finest first.
+
+        Shapes: (B, in_channels, D, H, W) → a (B, width, D', H', W') each.
+        """
+        maps, y = [], pad_to_multiple(x, self.multiple)
         for encoder in self.encoders:
             y = encoder(y)
-            skips.append(y)
-        y = self.bottom(skips.pop())
+            maps.append(y)
+        return maps
+
+    def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """Return logits of an image of `shape` from what `encode` returned, as `forward` does."""
+        d, h, w = shape[-3:]
+        y = self.bottom(maps[-1])
         for level in reversed(range(len(self.decoders))):
-            y = self.decoders[level](torch.cat([skips[level], self.ups[level](y)], dim=1))
+            y = self.decoders[level](torch.cat([maps[level], self.ups[level](y)], dim=1))
         return self.head(y)[..., :d, :h, :w]
 
 
