@@ -40,13 +40,15 @@ from torch import Tensor, nn
 
 from qinjing.cli.arguments import seconds
 from qinjing.cli.watch import watch
-from qinjing.config import write_json
+from qinjing.config import read_json, write_json
+from qinjing.data import cache
 from qinjing.data.layouts import open_dataset
+from qinjing.data.preprocess import Normalisation, Preprocessing
 from qinjing.data.splits import read_splits
 from qinjing.engine.device import environment
 from qinjing.engine.log import read_events
-from qinjing.tasks import pretrain as ours
-from qinjing.tasks.probes import Probe
+from qinjing.tasks.pretrain import PretrainConfig, pretrain
+from qinjing.tasks.probes import Probe, cases_to_probe
 
 HIDDEN, LAYERS, HEADS = 192, 6, 6
 BATCH, RATE = 4, 1e-3
@@ -137,19 +139,13 @@ def main() -> None:
     parser.add_argument("--budget", type=seconds, default=480.0, help="of each")
     parser.add_argument("--net", default="subvoxel_unet")
     args = parser.parse_args()
-    kept: dict[str, Any] = {}
-    make_task = ours._task
-
-    def keep_probe(*given: Any) -> Any:
-        task = make_task(*given)
-        kept.update(probe=task.probe, crop=task.patch_size, cell=task.net.cell)
-        return task
-
-    ours._task = keep_probe
+    fold = read_splits(args.splits)[0]
+    opened = open_dataset(args.input)
+    cases = [case for case in opened.cases if case.case_id in set(fold["train"])]
     with tempfile.TemporaryDirectory() as scratch, watch() as tell:
         folder = Path(scratch) / "trunk"
-        ours.pretrain(
-            ours.PretrainConfig(
+        pretrain(
+            PretrainConfig(
                 (args.input,), folder, budget_s=args.budget, net=args.net, splits=args.splits
             ),
             tell,
@@ -159,14 +155,18 @@ def main() -> None:
             for event in read_events(folder / "log.jsonl")
             if event["kind"] == "validation"
         ]
-    probe, crop, cell = kept["probe"], kept["crop"], kept["cell"]
-    assert isinstance(probe, Probe) and len(set(cell)) == 1
-    fold = read_splits(args.splits)[0]
-    files = {c.case_id: c.images[0] for c in open_dataset(args.input).cases}
-    theirs = masked_autoencoder(
-        [files[i] for i in fold["train"]], crop, cell[0], args.budget,
-        lambda net: float(probe.measure(net)["knn_dice"]),
-    )  # fmt: skip
+        card = read_json(folder / "trunk.json")
+        crop, cell = tuple(card["crop"]), card["cell"][0]
+        grid = Preprocessing(tuple(card["saw"][0]["spacing_mm"]), (Normalisation(),))
+        labels = sorted(opened.labels)
+        cache.prepare(cases, Path(scratch) / "cache", grid, labels)
+        prepared = [cache.load(Path(scratch) / "cache", case.case_id) for case in cases]
+        known, asked = cases_to_probe(prepared, {c.case_id: c.patient_id for c in cases})
+        probe = Probe(known, asked, len(labels), crop)
+        theirs = masked_autoencoder(
+            [case.images[0] for case in cases], crop, cell, args.budget,
+            lambda net: float(probe.measure(net)["knn_dice"]),
+        )  # fmt: skip
     best_s, best = max(theirs, key=lambda one: one[1])
     reached = next((s for s, score in curve if score >= best), None)
     result = {

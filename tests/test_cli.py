@@ -35,6 +35,7 @@ FIXED_WORDS = [
     "train -i D -o RUN --trunk T --tune lora --layer-decay 0.8 --unlabelled-weight 1",
     "pretrain -i D E -o T --budget 10m --clustering kmeans --without planes masking --resume",
     "export -m RUN -o F",
+    "probe -i D --trunk T -o probe.json",
     "predict -m RUN -i case.nii.gz -o F --flips --confidence",
     "evaluate -i P -r L -o metrics.json --tolerance-mm 1",
     "compare a/metrics.json b/metrics.json -o F",

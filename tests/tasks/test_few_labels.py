@@ -21,11 +21,12 @@ from qinjing.data.splits import read_splits, write_splits
 from qinjing.engine.checkpoint import load_model, load_tensors
 from qinjing.engine.log import read_events
 from qinjing.engine.plan import Plan, make_plan, with_steps
-from qinjing.errors import ConfigError, InputError
+from qinjing.errors import ConfigError, FormatError, InputError
 from qinjing.nets.pretrainer import Pretrainer
 from qinjing.report.label_curve import figure, summarise, write_label_curve
 from qinjing.tasks import pretrain as room
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
+from qinjing.tasks.judge_trunk import JudgeConfig, judge_trunk
 from qinjing.tasks.label_curve import CHOICES, METHODS, LabelCurveConfig, label_curve
 from qinjing.tasks.planning import Overrides, _decided, default_splits, measure
 from qinjing.tasks.predict import predict_folder
@@ -359,6 +360,21 @@ def test_tokens_stand_where_their_cells_do() -> None:
     tokens = net.tokens(net.features(image))
     assert tokens.shape == (2, 2 * 2 * 3, 1)
     assert tokens[1, 7, 0] == image[1, 0, 2:4, 0:2, 1].mean()
+
+
+def test_a_trunk_is_judged_beside_fresh_weights(dataset: Path, trunk: Path, scans: Path) -> None:
+    found = judge_trunk(JudgeConfig(dataset, trunk))
+    assert len(found["known"]) == len(found["asked"]) == 3 and len(found["fresh"]) == 3
+    assert not set(found["known"]) & set(found["asked"])
+    # The trunk saw what trains in the first of five folds of six cases.
+    assert found["seen"] == 4
+    for one in (found["trunk"], found["grey"], *found["fresh"]):
+        assert all(0 <= one[name] <= 1 for name in ("knn_dice", "linear_dice"))
+    assert len({json.dumps(one) for one in found["fresh"]}) > 1
+    # Here classes are grey values, so that these alone tell them.
+    assert found["grey"]["knn_dice"] > 0.4
+    with pytest.raises(FormatError, match=r"no trunk\.json"):
+        judge_trunk(JudgeConfig(dataset, dataset))
 
 
 def test_k_centres_by_hand_and_against_chance() -> None:

@@ -15,7 +15,7 @@ from qinjing.cli.arguments import Command, argument, at_least, named_path
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.hand_over import Export
 from qinjing.cli.judge import Ablate, Compare
-from qinjing.cli.learn import LabelCurve, Pretrain, Select
+from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
 
@@ -252,6 +252,7 @@ COMMANDS: dict[str, type[Command]] = {
     "data fetch": DataFetch,
     "plan": Plan,
     "pretrain": Pretrain,
+    "probe": Probe,
     "train": Train,
     "predict": Predict,
     "evaluate": Evaluate,

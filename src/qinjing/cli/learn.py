@@ -124,6 +124,48 @@ class Pretrain(Command):
 
 
 @dataclass(frozen=True)
+class Probe(Command):
+    """Measure what a trunk knows of a labelled data set, without training it."""
+
+    dataset: Path = field(metadata=DATASET)
+    trunk: Path = field(
+        metadata=argument("--trunk", metavar="TRUNK", there=True, help="what `pretrain -o` made")
+    )
+    output: Path = field(metadata=output_argument("FILE", "JSON with what was found"))
+
+    def run(self) -> dict[str, Any]:
+        """Measure; what was found, beside fresh weights and grey values."""
+        from qinjing import evidence
+        from qinjing.cli.watch import watch
+        from qinjing.config import write_json
+        from qinjing.tasks.judge_trunk import JudgeConfig, judge_trunk
+
+        read = evidence.digested({"dataset": self.dataset, "trunk": self.trunk})
+        with watch() as tell:
+            result = judge_trunk(JudgeConfig(self.dataset, self.trunk), tell)
+        write_json(self.output, result)
+        record(self, "probe", read, [self.output])
+        return result
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """A line for the trunk and for each thing that it should be better than."""
+        rows = [("trunk", result["trunk"])]
+        rows += [(f"fresh weights, seed {k}", one) for k, one in enumerate(result["fresh"])]
+        rows += [("grey values", result["grey"])]
+        lines = [show.table(
+            ("features", "k-NN Dice", "linear Dice"),
+            [(name, one.get("knn_dice"), one.get("linear_dice")) for name, one in rows],
+        )]  # fmt: skip
+        if result["seen"]:
+            lines.append(f"note: the trunk saw {result['seen']} of these cases in pre-training")
+        return "\n".join(lines)
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each case that could not be used."""
+        return refused(result)
+
+
+@dataclass(frozen=True)
 class Select(Command):
     """Choose which cases to label next: unlike what is labelled, or what a model is unsure of."""
 

@@ -39,13 +39,12 @@ from qinjing.tasks.pretrain_plan import (
     stride_of,
     trunk_card,
 )
-from qinjing.tasks.probes import Probe
+from qinjing.tasks.probes import Probe, cases_to_probe
 
 if TYPE_CHECKING:
     from qinjing.evidence import Digested
 
 PROTOTYPES = 256
-_PROBED = 16  # labelled cases that the probe takes at the most, half of the patients to learn from
 _LEARNING_RATE = 1.5e-3
 _TRIAL_S = 3.0
 _FINISHING_S = 5.0  # what the last files take
@@ -148,7 +147,9 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
         "seconds": round(time.monotonic() - start, 1),
         "measures": measures,
     }
-    _save(config, sources, read, result.weights, {**summary, "cell": list(task.net.cell)})
+    _save(config, sources, read, result.weights, {
+        **summary, "cell": list(task.net.cell), "crop": list(task.patch_size),
+    })  # fmt: skip
     return {"output": str(config.output), **summary, "refused": refused}
 
 
@@ -317,12 +318,8 @@ def _task(
     crop = crop_of(plan)
     torch.manual_seed(config.seed)
     net = make_pretrainer(trunk_card(plan), config.objective, cell_of(plan))
-    labelled = [case for case in cases[0] if any(len(p) for p in case.foreground)]
-    probed = labelled[:: max(1, len(labelled) // _PROBED)][:_PROBED]
-    patient = {case.case_id: case.patient_id for case in sources[0].cases}
-    taught = set(sorted({patient[case.case_id] for case in probed})[::2])
-    known = [case for case in probed if patient[case.case_id] in taught]
-    asked = [case for case in probed if patient[case.case_id] not in taught]
+    patients = {case.case_id: case.patient_id for case in sources[0].cases}
+    known, asked = cases_to_probe(cases[0], patients)
     classes = len(sources[0].dataset.labels)
     probe = Probe(known, asked, classes, crop) if asked and classes > 1 else None
     spatial = [one for one in plan.augmentation if one["name"] == "affine"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -16,6 +16,7 @@ from qinjing.data.patches import cut
 from qinjing.nets.pretrainer import Pretrainer
 
 _RIDGE = 1e-2
+_PROBED = 16  # labelled cases at the most, half of the patients to learn from
 _COLLAPSED_RANK, _COLLAPSED_USE = 2.0, 0.02
 
 
@@ -76,6 +77,22 @@ class Probe:
             if total:
                 scores.append(2 * int((ours & theirs).sum()) / total)
         return float(np.mean(scores)) if scores else float("nan")
+
+
+def cases_to_probe(
+    cases: Sequence[CachedCase], patients: Mapping[str, str]
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """Return labelled cases to learn from and others to tell, no patient among both.
+
+    Args:
+        cases: of one data set; those without a label are passed over.
+        patients: case id → patient.
+    """
+    labelled = [case for case in cases if any(len(places) for places in case.foreground)]
+    probed = labelled[:: max(1, len(labelled) // _PROBED)][:_PROBED]
+    taught = set(sorted({patients[case.case_id] for case in probed})[::2])
+    known = [case for case in probed if patients[case.case_id] in taught]
+    return known, [case for case in probed if patients[case.case_id] not in taught]
 
 
 def middle(case: CachedCase, patch_size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
