@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # MONAI warns of every configuration that it runs, and of what it will call otherwise one day.
 @pytest.mark.filterwarnings("ignore")
-def test_monai_runs_the_bundle_to_the_labels_that_we_predict(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["zscore", "ct"])
+def test_monai_runs_the_bundle_to_the_labels_that_we_predict(
+    run: Path, tmp_path: Path, scheme: str
+) -> None:
     pytest.importorskip("ignite")
+    if scheme == "ct":  # as if these grey values were Hounsfield units
+        plan = read_config(run / "plan.json", Plan)
+        how = Normalisation("ct", -20.0, 320.0, 60.0, 110.0)
+        run = shutil.copytree(run, tmp_path / "as_ct")
+        changed = replace(plan.preprocessing, normalisation=(how,))
+        write_json(run / "plan.json", replace(plan, preprocessing=changed))
     made = write_bundle(run, tmp_path / "bundle")
     assert "models/model.safetensors" in made["files"] and "qinjing" in made["needs"]
     dataset = Path(read_json(run / "run.json")["dataset"])

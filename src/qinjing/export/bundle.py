@@ -22,10 +22,10 @@ from qinjing.nets.baselines import monai_definition
 from qinjing.nets.unet import plain_conv_names
 from qinjing.registry import constructor
 from qinjing.tasks.predict import label_type
+from qinjing.tasks.segment import window_for
 
 MONAI = "1.6.1"  # what the workflow was tried with
 _AXES = "SPL"  # to which D, H and W run
-_OVERLAP = 0.5
 
 
 def write_bundle(model: Path, output: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def workflow(network: Mapping[str, Any], plan: Plan | None) -> dict[str, Any]:
     }
     if plan is None:
         return content
-    channels = len(plan.preprocessing.normalisation)
+    window, channels = window_for(plan), len(plan.preprocessing.normalisation)
     alone = "[{'image': one} for one in sorted(glob.glob(@dataset_dir + '/*.nii*'))]"
     if channels > 1:  # nnU-Net's names, a file for each channel; else files that hold them all
         parts = f"[first.replace('_0000.nii', f'_{{c:04d}}.nii') for c in range({channels})]"
@@ -152,10 +152,10 @@ def workflow(network: Mapping[str, Any], plan: Plan | None) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": list(plan.patch_size),
+            "roi_size": list(window.patch_size),
             "sw_batch_size": 1,
-            "overlap": _OVERLAP,
-            "mode": "gaussian",
+            "overlap": window.overlap,
+            "mode": window.blend,
             "sw_device": "@device",
         },
         "postprocessing": {"_target_": "Compose", "transforms": _after(plan)},
@@ -182,9 +182,7 @@ def _before(plan: Plan) -> list[dict[str, Any]]:
     ]  # fmt: skip
     how = plan.preprocessing.normalisation
     if all(one.scheme == "ct" for one in how):
-        steps += [
-            {"_target_": "Lambdad", **image, "func": f"${_ct(how)}"},
-        ]
+        steps.append({"_target_": "Lambdad", **image, "func": f"${_ct(how)}"})
     elif all(one.scheme == "zscore" for one in how):
         steps.append({"_target_": "NormalizeIntensityd", **image, "channel_wise": True})
     else:
