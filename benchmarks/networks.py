@@ -1,0 +1,156 @@
+"""Every network for the same training time, several seeds: the survey's second table.
+
+Machines are noisy, and a network that is timed in a busy minute loses. So a training step of each
+network is timed in turns with the others in one process, and each gets as many steps as fit into
+the time of so many of the U-Net's. What is trained already in the folder is kept.
+
+    .venv/bin/python benchmarks/networks.py -i ../shared/data/Task04_Hippocampus --steps 700 \
+        --work .scratch/networks_hippocampus -o benchmarks/results/networks_hippocampus.json
+
+`--jobs 0/2` and `--jobs 1/2` share the trainings between two processes; the last command, without
+it, compares. `--only` names networks; `hybrid:identity` is the hybrid without its attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qinjing.cli.watch import watch
+from qinjing.config import read_json, write_json
+from qinjing.data.cache import CachedCase
+from qinjing.data.splits import write_splits
+from qinjing.engine.device import Execution, environment
+from qinjing.engine.plan import Plan, make_plan, with_steps
+from qinjing.report.compare import compare_files
+from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
+from qinjing.tasks.segment import SegmentTask
+from qinjing.tasks.train import TrainConfig, train
+
+NETS = ("unet", "hybrid", "hybrid:identity", "subvoxel_unet", "pyramid", "transunet", "segresnet",
+        "unetr", "swin_unetr")  # fmt: skip
+ROUNDS = 6
+
+
+def plans_of(dataset: Path, names: list[str], threads: int) -> dict[str, Plan]:
+    """What the data decide for each network; bfloat16, contiguous, for all alike."""
+    opened, cases, _ = sound_cases(dataset, silent)
+    fingerprint = measure(opened, cases)
+    plans = {}
+    for name in names:
+        net, _, attention = name.partition(":")
+        plan = make_plan(fingerprint, device="cpu", threads=threads, net=net)
+        options = plan.model.options | ({"attention": attention} if attention else {})
+        model = replace(plan.model, options=options)
+        plans[name] = replace(plan, model=model, execution=Execution("cpu", "bf16", False))
+    return plans
+
+
+def step_seconds(plans: dict[str, Plan]) -> dict[str, float]:
+    """Median seconds of a training step of each, in turns."""
+    tasks = {name: SegmentTask(plan.model.build().train(), plan, *[[made_up(plan)]] * 2, 0)
+             for name, plan in plans.items()}  # fmt: skip
+    taken: dict[str, list[float]] = {name: [] for name in plans}
+    for turn in range(ROUNDS):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            inputs, targets = task.batch(turn, 0)
+            with plans[name].execution.autocast():
+                loss = task.loss(inputs, targets, 0.5)
+            loss.backward()
+            task.net.zero_grad(set_to_none=True)
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(all_[1:]) for name, all_ in taken.items()}
+
+
+def made_up(plan: Plan) -> CachedCase:
+    """A case larger than a patch, with every class in it."""
+    rng = np.random.default_rng(0)
+    shape = tuple(n + 8 for n in plan.patch_size)
+    image = rng.standard_normal((len(plan.preprocessing.normalisation), *shape), dtype=np.float32)
+    label = rng.integers(0, plan.classes, shape, dtype=np.uint8)
+    places = [np.argwhere(label == k)[:50].astype(np.int32) for k in range(1, plan.classes)]
+    return CachedCase("made up", image, label, tuple(places))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-i", "--input", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=700, help="of the U-Net")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(NETS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", help="K/N: the K-th of N parts of the trainings, no comparison")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = args.work / "plans"
+    if not (folder / "steps.json").exists():
+        plans = plans_of(args.input, list(NETS), args.threads)
+        taken = step_seconds(plans)
+        table: dict[str, Any] = {}
+        for name, plan in plans.items():
+            steps = max(10, round(args.steps * taken["unet"] / taken[name]))
+            write_json(folder / f"{file_of(name)}.json", with_steps(plan, steps, None, 3))
+            table[name] = {"step_s": round(taken[name], 4), "steps": steps}
+        _, cases, _ = sound_cases(args.input, silent)
+        write_splits(folder / "splits.json", [default_splits(cases)[0]])
+        write_json(folder / "steps.json", table)  # last: a folder without it is not there yet
+    trainings = [(seed, name) for seed in range(args.seeds) for name in args.only]
+    part, parts = map(int, (args.jobs or "0/1").split("/"))
+    for seed, name in trainings[part::parts]:
+        run = run_of(args.work, name, seed)
+        if not (run / "measured.json").exists():
+            config = TrainConfig(
+                args.input, run, seed=seed, resume=True, splits=folder / "splits.json",
+                plan=folder / f"{file_of(name)}.json",
+            )  # fmt: skip
+            with watch() as tell:
+                train(config, tell)
+    if args.jobs:
+        return
+    runs = [run_of(args.work, name, seed) for name in args.only for seed in range(args.seeds)]
+    compared = compare_files(runs, args.work / "comparison", args.input)
+    rows = {}
+    for name in args.only:
+        tables = [read_json(run_of(args.work, name, seed) / "metrics.json")["mean"]["foreground"]
+                  for seed in range(args.seeds)]  # fmt: skip
+        rows[name] = {
+            **read_json(folder / "steps.json")[name],
+            **{key: [round(table[key]["mean"], 4) for table in tables]
+               for key in ("dice", "hd95_mm")},
+        }  # fmt: skip
+    result = {
+        "command": f"benchmarks/networks.py --steps {args.steps} --seeds {args.seeds}",
+        "dataset": args.input.name,
+        "rows": rows,
+        "tests": [row for row in compared["rows"] if row["label"] == "foreground"
+                  and row["metric"] in ("dice", "hd95_mm")],
+        "environment": environment(),
+    }  # fmt: skip
+    print(json.dumps(rows, indent=2))
+    if args.output:
+        write_json(args.output, result)
+
+
+def file_of(name: str) -> str:
+    """A network's name without the colon."""
+    return name.replace(":", "_")
+
+
+def run_of(work: Path, name: str, seed: int) -> Path:
+    """Where a training lies."""
+    return work / file_of(name) / f"seed_{seed}"
+
+
+if __name__ == "__main__":
+    main()
