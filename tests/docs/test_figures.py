@@ -37,6 +37,15 @@ def test_surface_metrics() -> None:
     assert f"{measured['labels']} labels at {measured['shape'][0]}³" in said
 
 
+def test_vessel_topology() -> None:
+    measured, said = result("vessel_topology"), row("retinal vessels")
+    plain, ours = measured["means"]["Dice and cross-entropy"], measured["means"]["with topology"]
+    assert f"Betti error {ours['betti_error']:.1f} an eye, Dice {ours['dice']:.3f}" in said
+    assert f"{plain['betti_error']:.1f} and {plain['dice']:.3f}" in said
+    assert measured["met"] and measured["budget_s"] == 600
+    assert len(measured["rows"]["with topology"]) == 3
+
+
 def test_predict_ct() -> None:
     measured, said = result("predict_ct"), row("a CT of 512×512×300")
     ours, peer = measured["ours"], measured["peer"]
