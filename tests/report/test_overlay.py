@@ -103,6 +103,15 @@ def test_a_layer_on_another_grid_is_refused():
         overlay_figure(image, {"ours": moved}, LABELS, (1, 1, 1))
 
 
+def test_a_single_slice_has_one_plane():
+    rng = np.random.default_rng(0)
+    for shape, rows in (((1, 20, 24), 1), ((12, 1, 24), 1), ((12, 20, 24), 3)):
+        image = volume(rng.random(shape))
+        truth = volume((rng.random(shape) > 0.5).astype(np.uint8))
+        figure = overlay_figure(image, {"truth": truth}, LABELS, tuple(n // 2 for n in shape))
+        assert len(figure.axes) == 2 * rows
+
+
 def test_outlines_have_the_labels_colours_and_the_bytes_repeat():
     image = volume(np.random.default_rng(0).random((2, 12, 20, 24)))
     truth = boxes(v1=np.s_[2:9, 4:15, 5:18], v2=np.s_[4:6, 6:9, 8:11])

@@ -138,8 +138,8 @@ def overlay_figure(
 ) -> Figure:  # fmt: skip
     """Draw outlines on the image: one row a plane, one column for the image and each layer.
 
-    The first layer is the truth; it returns as a dashed white line under each of the others. The
-    pictures are cut around the first two.
+    A single slice has one plane. The first layer is the truth; it returns as a dashed white line
+    under each of the others. The pictures are cut around the first two.
 
     Args:
         image: (D, H, W), or (C, D, H, W) of which the first channel is shown.
@@ -167,11 +167,13 @@ def overlay_figure(
         foreground |= labelled > 0
     box = _box(foreground, background.spacing_mm, MARGIN_MM)
     low, high = _window(background.voxels[box])
-    cells = [_cell(plane, background, middle, box) for plane in PLANES]
+    thick = [n > 1 for n in background.shape]
+    planes = [plane for plane in PLANES if thick[plane.rows] and thick[plane.columns]] or PLANES
+    cells = [_cell(plane, background, middle, box) for plane in planes]
     figure, axes = _canvas([cell.size_mm for cell in cells], 1 + len(maps))
     truth = next(iter(maps.values()), None)
     values = [value for value in labels if value]
-    for row, (plane, cell) in enumerate(zip(PLANES, cells, strict=True)):
+    for row, (plane, cell) in enumerate(zip(planes, cells, strict=True)):
         for column, name in enumerate(["image", *maps]):
             ax = axes[row][column]
             ax.imshow(cell.cut(background.voxels), cmap="gray", vmin=low, vmax=high,
