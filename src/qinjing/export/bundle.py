@@ -69,6 +69,8 @@ def write_bundle(model: Path, output: Path) -> dict[str, Any]:
         needs["qinjing"] = "0.1"
     if plan:
         needs["pytorch-ignite"] = "0.4.11"
+    if plan and plan.one_piece:  # MONAI counts pieces with it
+        needs["scikit-image"] = "0.24"
     output.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: a killed command leaves nothing under the name asked for.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent) as scratch:

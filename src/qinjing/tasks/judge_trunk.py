@@ -17,7 +17,7 @@ from qinjing.config import read_json
 from qinjing.data import cache
 from qinjing.data.case import Case
 from qinjing.data.preprocess import Normalisation, Preprocessing, read_image
-from qinjing.engine.checkpoint import load_model
+from qinjing.engine.checkpoint import ModelCard, load_model
 from qinjing.engine.device import default_device
 from qinjing.engine.plan import make_plan
 from qinjing.errors import ConfigError, FormatError
@@ -83,22 +83,7 @@ def judge_trunk(config: JudgeConfig, tell: Tell | None = None) -> dict[str, Any]
         if not asked:
             raise ConfigError("patients with labels", "two at least", 1, where=config.dataset)
         probe = Probe(known, asked, len(labels), crop)
-
-        def found(trunk: nn.Module) -> dict[str, float]:
-            d, h, w = read_json(config.trunk / "trunk.json")["cell"]
-            features = int(card.options["classes"])
-            net = Pretrainer(trunk, None, 1, features, PROTOTYPES, (d, h, w))
-            return probe.measure(net.to(default_device()).eval())
-
-        fresh = []
-        for seed in range(CHANCES):
-            torch.manual_seed(seed)
-            fresh.append(found(card.build()))
-        result = {
-            "trunk": found(load_model(config.trunk)),
-            "fresh": fresh,
-            "grey": found(_Grey()),
-        }
+        result = _found(probe, config.trunk, card)
     names = [case.case_id for case in (*known, *asked)]
     return {
         "dataset": dataset.name,
@@ -108,6 +93,21 @@ def judge_trunk(config: JudgeConfig, tell: Tell | None = None) -> dict[str, Any]
         "seen": len(seen_by(config.trunk, dataset.name) & set(names)),
         "refused": refused,
     }
+
+
+def _found(probe: Probe, folder: Path, card: ModelCard) -> dict[str, Any]:
+    """What the probe finds in a trunk, in fresh ones like it, and in grey values."""
+    d, h, w = read_json(folder / "trunk.json")["cell"]
+
+    def measured(trunk: nn.Module) -> dict[str, float]:
+        net = Pretrainer(trunk, None, 1, int(card.options["classes"]), PROTOTYPES, (d, h, w))
+        return probe.measure(net.to(default_device()).eval())
+
+    fresh = []
+    for seed in range(CHANCES):
+        torch.manual_seed(seed)
+        fresh.append(measured(card.build()))
+    return {"trunk": measured(load_model(folder)), "fresh": fresh, "grey": measured(_Grey())}
 
 
 class _Grey(nn.Module):

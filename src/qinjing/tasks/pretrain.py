@@ -142,14 +142,10 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
         tell(event["kind"], {**event, "fold": 0, "steps": progress.steps})
 
     result = fit(task, settings, execution, config.output, config.resume, report)
-    summary = {
-        "steps": result.steps,
-        "seconds": round(time.monotonic() - start, 1),
-        "measures": measures,
-    }
-    _save(config, sources, read, result.weights, {
-        **summary, "cell": list(task.net.cell), "crop": list(task.patch_size),
-    })  # fmt: skip
+    seconds = round(time.monotonic() - start, 1)
+    summary = {"steps": result.steps, "seconds": seconds, "measures": measures}
+    card = {**summary, "cell": list(task.net.cell), "crop": list(task.patch_size)}
+    _save(config, sources, read, result.weights, card)
     return {"output": str(config.output), **summary, "refused": refused}
 
 
