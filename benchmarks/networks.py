@@ -1,8 +1,8 @@
 """Every network for the same training time, several seeds: the survey's second table.
 
 Machines are noisy, and a network that is timed in a busy minute loses. So a training step of each
-network is timed in turns with the others in one process, and each gets as many steps as fit into
-the time of so many of the U-Net's. What is trained already in the folder is kept.
+network is timed in turns with the others and the U-Net in one process, and each gets as many steps
+as fit into the time of so many of the U-Net's. What the folder has, plans and trainings, is kept.
 
     .venv/bin/python benchmarks/networks.py -i ../shared/data/Task04_Hippocampus --steps 700 \
         --work .scratch/networks_hippocampus -o benchmarks/results/networks_hippocampus.json
@@ -37,7 +37,7 @@ from qinjing.tasks.train import TrainConfig, train
 
 NETS = ("unet", "hybrid", "hybrid:identity", "subvoxel_unet", "pyramid", "transunet", "segresnet",
         "unetr", "swin_unetr")  # fmt: skip
-ROUNDS = 6
+ROUNDS = 14
 
 
 def plans_of(dataset: Path, names: list[str], threads: int) -> dict[str, Plan]:
@@ -71,6 +71,25 @@ def step_seconds(plans: dict[str, Plan]) -> dict[str, float]:
     return {name: statistics.median(all_[1:]) for name, all_ in taken.items()}
 
 
+def plan_trainings(dataset: Path, folder: Path, names: list[str], steps: int, threads: int) -> None:
+    """Write a plan for each network that has none yet, with the steps that its time allows."""
+    known = folder / "steps.json"
+    table: dict[str, Any] = read_json(known) if known.exists() else {}
+    new = [name for name in names if name not in table]
+    if not new:
+        return
+    plans = plans_of(dataset, list(dict.fromkeys(["unet", *new])), threads)
+    taken = step_seconds(plans)
+    for name in new:
+        of_time = max(10, round(steps * taken["unet"] / taken[name]))
+        plan = with_steps(plans[name], of_time, None, 3)
+        write_json(folder / f"{file_of(name)}.json", plan)
+        table[name] = {"of_unet": round(taken[name] / taken["unet"], 3), "steps": of_time}
+    _, cases, _ = sound_cases(dataset, silent)
+    write_splits(folder / "splits.json", [default_splits(cases)[0]])
+    write_json(known, table)  # last: what it does not name is not there yet
+
+
 def made_up(plan: Plan) -> CachedCase:
     """A case larger than a patch, with every class in it."""
     rng = np.random.default_rng(0)
@@ -94,17 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     folder = args.work / "plans"
-    if not (folder / "steps.json").exists():
-        plans = plans_of(args.input, list(NETS), args.threads)
-        taken = step_seconds(plans)
-        table: dict[str, Any] = {}
-        for name, plan in plans.items():
-            steps = max(10, round(args.steps * taken["unet"] / taken[name]))
-            write_json(folder / f"{file_of(name)}.json", with_steps(plan, steps, None, 3))
-            table[name] = {"step_s": round(taken[name], 4), "steps": steps}
-        _, cases, _ = sound_cases(args.input, silent)
-        write_splits(folder / "splits.json", [default_splits(cases)[0]])
-        write_json(folder / "steps.json", table)  # last: a folder without it is not there yet
+    plan_trainings(args.input, folder, args.only, args.steps, args.threads)
     trainings = [(seed, name) for seed in range(args.seeds) for name in args.only]
     part, parts = map(int, (args.jobs or "0/1").split("/"))
     for seed, name in trainings[part::parts]:

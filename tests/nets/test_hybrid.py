@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qinjing.errors import ConfigError
-from qinjing.nets import Hybrid, UNet
+from qinjing.nets import Hybrid
 
 
 def make(**options: object) -> Hybrid:
@@ -53,10 +53,23 @@ def test_closed_gates_leave_the_network_of_convolutions(image: torch.Tensor) -> 
     net = make()
     for joint in net.joints:
         torch.nn.init.constant_(joint.gate.bias, -40.0)
-    plain = UNet(size="tiny")
-    names = plain.state_dict()
-    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k in names})
-    torch.testing.assert_close(net(image), plain.eval()(image))
+    plain = net.decode(net.encode(image), image.shape)
+    torch.testing.assert_close(net(image), plain)
+
+
+def test_stages_are_residual() -> None:
+    stage = make().encoders[0]
+    for parameter in stage[1].parameters():
+        torch.nn.init.zeros_(parameter)
+    first = stage[0](torch.randn(1, 1, 4, 4, 4))
+    torch.testing.assert_close(stage[1](first.clone()), first)
+
+
+def test_while_training_coarser_decoders_answer_too(image: torch.Tensor) -> None:
+    net = Hybrid(size="small", classes=3)
+    shapes = [tuple(output.shape) for output in net.train()(image)]
+    assert shapes == [(2, 3, 16, 16, 24), (2, 3, 8, 8, 12), (2, 3, 4, 4, 6)]
+    assert net.eval()(image).shape == (2, 3, 16, 16, 24)
 
 
 def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None:
@@ -64,7 +77,7 @@ def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None
     blocks = sum(p.numel() for p in whole.context.blocks.parameters())
     counts = [sum(p.numel() for p in net.parameters()) for net in (whole, without)]
     assert blocks > 0 and counts[0] - counts[1] == blocks
-    without.train()(image).square().mean().backward()
+    sum(output.square().mean() for output in without.train()(image)).backward()
     assert all(p.grad is not None and p.grad.any() for p in without.parameters())
 
 

@@ -79,6 +79,22 @@ class Residual(nn.Module):
         return F.relu(x + self.second(self.first(x)), inplace=True)
 
 
+class Added(nn.Module):
+    """One convolution added to its input.
+
+    Shapes: (B, C, D, H, W) → the same.
+
+    Source: arXiv:1512.03385 (He et al., Deep Residual Learning).
+    """
+
+    def __init__(self, channels: int, kernel: Triple = (3, 3, 3)) -> None:
+        super().__init__()
+        self.body = ConvNorm(channels, channels, kernel, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x), inplace=True)
+
+
 def voxels_to_channels(x: Tensor, factor: Triple) -> Tensor:
     """Fold blocks of `factor` voxels into channels, without loss.
 

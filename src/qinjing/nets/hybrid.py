@@ -1,23 +1,23 @@
 """The method of the survey: convolutions and deformable attention side by side, joined by gates.
 
-A path of convolutions, a U-Net's encoder, sees detail. A path of deformable attention sees the
-whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each looks at places
-that it chooses in all of them. At every scale a gate decides, voxel by voxel and channel by
-channel, how much of either goes on to the decoder; `gates` tells the shares. The small size leaves
-out the gates of the two finest scales, which take a third of a step: there the decoder brings what
-coarser gates let through.
+A path of convolutions, a U-Net's encoder with residual stages, sees detail. A path of deformable
+attention sees the whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each
+looks at places that it chooses in all of them. At every scale a gate decides, voxel by voxel and
+channel by channel, how much of either goes on to the decoder; `gates` tells the shares. The small
+size leaves out the gates of the two finest scales, which take a third of a step: there the decoder
+brings what coarser gates let through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
-from qinjing.nets.blocks import Triple, complete_stages, norm, of_size
+from qinjing.nets.blocks import Added, ConvNorm, Triple, complete_stages, norm, of_size
 from qinjing.nets.deformable import DeformableAttention
 from qinjing.nets.transformer import FeedForward, SelfAttention, sine_positions, to_map, to_tokens
 from qinjing.nets.unet import WIDTHS, UNet
@@ -65,7 +65,8 @@ _LEAD = -4.0  # of the gates' biases: what attention adds comes in as it learns
 class Hybrid(UNet):
     """Convolutions and deformable attention side by side, joined at every scale by gates.
 
-    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W.
+    Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
+    returns a tuple: full-resolution logits first, then one coarser map per decoder level.
 
     Args:
         in_channels: image channels.
@@ -82,7 +83,8 @@ class Hybrid(UNet):
             there is no such size or attention.
 
     Source: arXiv:2010.04159 (Deformable DETR), arXiv:2103.03024 (CoTr: convolutions with deformable
-        attention in three dimensions), arXiv:1505.00387 (gates, Highway Networks).
+        attention in three dimensions), arXiv:1505.00387 (gates, Highway Networks), arXiv:1512.03385
+        (residual stages), arXiv:1409.5185 (deep supervision).
     """
 
     def __init__(
@@ -119,12 +121,30 @@ class Hybrid(UNet):
             for level in range(self.joined, first)
         )  # fmt: skip
         self.joints = nn.ModuleList(map(Gate, widths[self.joined :]))
+        self.deep_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths[1:-1])
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def pair(before: int, width: int, kernel: Triple) -> Iterable[nn.Module]:
+        """Return a stage's two convolutions, the second added to the first."""
+        return ConvNorm(before, width, kernel), Added(width, kernel)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         local = self.encode(x)
         pairs = zip(local[self.joined :], self._context(local), strict=True)
         joined = [joint(*pair) for joint, pair in zip(self.joints, pairs, strict=True)]
         return self.decode([*local[: self.joined], *joined], x.shape)
+
+    def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
+        """Return logits of an image of `shape` from joined maps, as `forward` does."""
+        d, h, w = shape[-3:]
+        found = self.rise(maps)
+        logits = self.head(found[0])[..., :d, :h, :w]
+        if not self.training:
+            return logits
+        # Without losses at coarser scales and sums in its stages, the first half of five minutes'
+        # training goes by on a plateau.
+        coarse = zip(self.deep_heads, found[1:-1], strict=True)
+        return (logits, *(head(y) for head, y in coarse))
 
     def paths(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return what each path gives to each joined scale, finest first; a scale's sum goes on.

@@ -66,24 +66,20 @@ class UNet(nn.Module):
         for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
             before = in_channels if level == 0 else widths[level - 1]
             shrink = [] if level == 0 else [nn.MaxPool3d(strides[level])]
-            self.encoders.append(
-                nn.Sequential(
-                    *shrink, ConvNorm(before, width, kernel), ConvNorm(width, width, kernel)
-                )
-            )
+            self.encoders.append(nn.Sequential(*shrink, *self.pair(before, width, kernel)))
         for level in range(len(widths) - 1):
             width, below, stride = widths[level], widths[level + 1], strides[level + 1]
             self.ups.append(nn.ConvTranspose3d(below, width, stride, stride))
-            self.decoders.append(
-                nn.Sequential(
-                    ConvNorm(2 * width, width, kernels[level]),
-                    ConvNorm(width, width, kernels[level]),
-                )
-            )
+            self.decoders.append(nn.Sequential(*self.pair(2 * width, width, kernels[level])))
         self.bottom: nn.Module = nn.Identity()
         self.head = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def pair(before: int, width: int, kernel: Triple) -> Iterable[nn.Module]:
+        """Return the two convolutions of a stage."""
+        return ConvNorm(before, width, kernel), ConvNorm(width, width, kernel)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.decode(self.encode(x), x.shape)
 
     def encode(self, x: Tensor) -> list[Tensor]:
@@ -97,13 +93,18 @@ class UNet(nn.Module):
             maps.append(y)
         return maps
 
-    def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
         """Return logits of an image of `shape` from what `encode` returned, as `forward` does."""
         d, h, w = shape[-3:]
-        y = self.bottom(maps[-1])
+        return self.head(self.rise(maps)[0])[..., :d, :h, :w]
+
+    def rise(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the feature map of every decoder from what `encode` returned, finest first."""
+        found = [self.bottom(maps[-1])]
         for level in reversed(range(len(self.decoders))):
-            y = self.decoders[level](torch.cat([maps[level], self.ups[level](y)], dim=1))
-        return self.head(y)[..., :d, :h, :w]
+            joined = torch.cat([maps[level], self.ups[level](found[0])], dim=1)
+            found.insert(0, self.decoders[level](joined))
+        return found
 
 
 def plain_conv_names(weights: Iterable[str]) -> dict[str, str]:
