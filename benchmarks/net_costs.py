@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from qinjing.config import write_json
-from qinjing.engine.device import environment, peak_memory_gib
+from qinjing.engine.device import environment, flops, peak_memory_gib
 from qinjing.losses import LOSSES, deep_supervision
 from qinjing.nets import NETS
 
@@ -42,18 +42,15 @@ def build(name: str, window: int, size: str) -> torch.nn.Module:
 
 def infer(name: str, window: int, size: str) -> dict[str, float]:
     """Parameters, FLOPs and peak memory of one inference."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     net = build(name, window, size).eval()
     before = peak_memory_gib()
     with torch.inference_mode():
         net(torch.zeros(1, CHANNELS, window, window, window))
     peak = peak_memory_gib()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, CHANNELS, window, window, window))
+    operations = flops(net, torch.zeros(1, CHANNELS, window, window, window))
     return {
         "parameters_million": round(sum(p.numel() for p in net.parameters()) / 1e6, 2),
-        "tera_flops": round(counter.get_total_flops() / 1e12, 3),
+        "tera_flops": round(operations / 1e12, 3),
         "inference_peak_gib": round(peak, 2),
         "inference_above_weights_gib": round(peak - before, 2),
     }

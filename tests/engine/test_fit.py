@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qinjing.engine.checkpoint import load_tensors, save_tensors
-from qinjing.engine.device import Execution
+from qinjing.engine.device import Execution, forget_peak_memory, peak_memory_gib
 from qinjing.engine.fit import FitConfig, Progress, _watch_budget, fit, learning_rate
 from qinjing.engine.log import read_events
 from qinjing.errors import ConfigError, FormatError
@@ -182,7 +182,7 @@ from pathlib import Path
 import torch
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_tensors
-from qinjing.engine.device import Execution
+from qinjing.engine.device import Execution, forget_peak_memory, peak_memory_gib
 from qinjing.engine.fit import FitConfig, fit
 sys.path.insert(0, sys.argv[2])
 from test_fit import Balls
@@ -237,3 +237,16 @@ def test_kill_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     _, saved = load_tensors(state)
     json.dumps(saved, allow_nan=False)
     assert saved["step"] >= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone can")
+def test_memory_is_that_of_the_training_and_not_of_what_was_before(tmp_path: Path) -> None:
+    config = FitConfig(steps=2, validations=1)
+    forget_peak_memory()
+    first = fit(Balls(), config, Execution("cpu", "fp32", False), tmp_path / "first")
+    large = torch.ones(2**28)  # 1 GiB
+    assert peak_memory_gib() > first.peak_memory_gib + 0.9
+    del large
+    forget_peak_memory()
+    second = fit(Balls(), config, Execution("cpu", "fp32", False), tmp_path / "second")
+    assert second.peak_memory_gib < first.peak_memory_gib + 0.2

@@ -13,9 +13,11 @@ from qinjing.losses import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
     DiceLoss,
+    GeneralisedDiceLoss,
     GradientBoundaryLoss,
     ShapeLoss,
     TopologyLoss,
+    TverskyLoss,
     deep_supervision,
 )
 
@@ -33,6 +35,39 @@ def test_dice_equals_monais(per_batch: bool, background: bool) -> None:
     )  # fmt: skip
     ours = DiceLoss(1.0, per_batch, background)(LOGITS, TARGET)
     torch.testing.assert_close(ours, peer(LOGITS, TARGET[:, None]))
+
+
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_relatives_of_dice_equal_monais(per_batch: bool) -> None:
+    monai = pytest.importorskip("monai.losses")
+    how = {"softmax": True, "to_onehot_y": True, "batch": per_batch}
+    pairs = [
+        (
+            DiceLoss(1.0, per_batch, squared=True),
+            monai.DiceLoss(
+                include_background=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0, **how
+            ),
+        ),
+        (GeneralisedDiceLoss(1e-5, per_batch), monai.GeneralizedDiceLoss(**how)),
+        (
+            TverskyLoss(0.2, 0.8, 1.0, per_batch),
+            monai.TverskyLoss(
+                include_background=False, alpha=0.2, beta=0.8, smooth_nr=1.0, smooth_dr=1.0, **how
+            ),
+        ),
+    ]
+    for target in (TARGET, TARGET.clamp(max=1)):  # the second lacks a class
+        for ours, peer in pairs:
+            torch.testing.assert_close(ours(LOGITS, target), peer(LOGITS, target[:, None]))
+
+
+def test_tversky_of_halves_is_dice_and_its_relatives_refuse_what_they_cannot_use() -> None:
+    dice = DiceLoss(smooth=2.0)(LOGITS, TARGET)
+    torch.testing.assert_close(TverskyLoss(0.5, 0.5, 1.0)(LOGITS, TARGET), dice)
+    with pytest.raises(ConfigError, match="alpha, beta and smooth"):
+        TverskyLoss(-0.1)
+    with pytest.raises(ConfigError, match="smooth"):
+        GeneralisedDiceLoss(0.0)
 
 
 def test_dice_by_hand() -> None:
@@ -73,6 +108,19 @@ def test_deep_supervision_weighs_by_halves_and_picks_block_centres() -> None:
     assert float(deep_supervision(loss, (fine, coarse), target)) == pytest.approx(
         expected, abs=1e-6
     )
+
+
+def test_deep_supervision_knows_where_coarse_voxels_of_padded_images_lie() -> None:
+    target = torch.arange(9).view(1, 9, 1, 1)
+    seen = []
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(target.flatten().tolist())
+        return logits.sum()
+
+    # 9 voxels, padded to 16, are 4 at a stride of 4; the last two lie in the padding.
+    deep_supervision(loss, (torch.zeros(1, 2, 9, 1, 1), torch.zeros(1, 2, 4, 1, 1)), target)
+    assert seen[1] == [2, 6, 8, 8]
 
 
 def test_terms_of_shape_come_in_along_the_schedule() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qinjing.errors import InputError
-from qinjing.metrics.statistics import bootstrap_mean, holm, paired_test
+from qinjing.metrics.statistics import bootstrap_mean, holm, paired_test, welch_p
 
 
 def test_interval_equals_scipys_bca():
@@ -124,3 +124,12 @@ def test_holm_equals_statsmodels():
 def test_holm_by_hand():
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert holm([]) == [] and holm([None]) == [None]
+
+
+def test_welch_equals_scipy_and_knows_its_limits():
+    stats = pytest.importorskip("scipy.stats")
+    first, second = [0.871, 0.874, 0.869], [0.881, 0.880, 0.8805]
+    expected = stats.ttest_ind(first, second, equal_var=False).pvalue
+    assert welch_p(first, second) == pytest.approx(expected)
+    assert welch_p(first, second[:1]) is None
+    assert welch_p([0.5, 0.5], [0.5, 0.5]) == 1 and welch_p([0.5, 0.5], [0.6, 0.6]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.nets.test_hybrid import five_stages
 from tests.nets.test_nets import BASELINES, make
 
 from qinjing.nets import NETS
@@ -19,10 +20,12 @@ OURS = [name for name in NETS if name not in BASELINES]
 
 def exported(name: str) -> tuple[torch.export.ExportedProgram, torch.Tensor, torch.Tensor]:
     """A net's graph, another image than it was exported with, and what the net says of it."""
-    net = make(name).eval()
-    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    # An untrained hybrid's gates would hide an error of its attention: here they stand half open.
+    net = five_stages() if name == "hybrid" else make(name).eval()
+    shape = (1, 1, 16, 32, 16) if name == "hybrid" else SHAPE
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return torch.export.export(net, (torch.zeros(SHAPE),)), image, net(image)
+        return torch.export.export(net, (torch.zeros(shape),)), image, net(image)
 
 
 def onnx_file(name: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from qinjing.errors import ConfigError
 from qinjing.nets import Hybrid
@@ -48,21 +49,11 @@ def test_gates_tell_the_share_of_attention(image: torch.Tensor) -> None:
     torch.testing.assert_close(net.gates(image), torch.ones(2, 3))
 
 
-@torch.no_grad()
-def test_closed_gates_leave_the_network_of_convolutions(image: torch.Tensor) -> None:
-    net = make()
-    for joint in net.joints:
-        torch.nn.init.constant_(joint.gate.bias, -40.0)
-    plain = net.decode(net.encode(image), image.shape)
-    torch.testing.assert_close(net(image), plain)
-
-
-def test_stages_are_residual() -> None:
-    stage = make().encoders[0]
-    for parameter in stage[1].parameters():
-        torch.nn.init.zeros_(parameter)
-    first = stage[0](torch.randn(1, 1, 4, 4, 4))
-    torch.testing.assert_close(stage[1](first.clone()), first)
+def test_the_small_size_has_one_convolution_at_full_resolution() -> None:
+    net = Hybrid(size="small")
+    found = [m.out_channels for m in net.modules() if isinstance(m, torch.nn.Conv3d)]
+    assert len(net.encoders[0]) == len(net.decoders[0]) == 1 and found[0] == 8
+    assert len(net.encoders[1]) == 3 and len(net.decoders[1]) == 2  # with its pooling
 
 
 def test_while_training_coarser_decoders_answer_too(image: torch.Tensor) -> None:
@@ -70,6 +61,61 @@ def test_while_training_coarser_decoders_answer_too(image: torch.Tensor) -> None
     shapes = [tuple(output.shape) for output in net.train()(image)]
     assert shapes == [(2, 3, 16, 16, 24), (2, 3, 8, 8, 12), (2, 3, 4, 4, 6)]
     assert net.eval()(image).shape == (2, 3, 16, 16, 24)
+
+
+@torch.no_grad()
+def test_closed_gates_leave_a_residual_unet(image: torch.Tensor) -> None:
+    """Written out by hand, from the weights alone."""
+    net = make(widths=(4, 8), strides=((1, 1, 1), (2, 2, 2)))
+    for joint in net.joints:
+        torch.nn.init.constant_(joint.gate.bias, -40.0)
+    own = net.state_dict()
+
+    def conv(x: torch.Tensor, name: str) -> torch.Tensor:
+        y = F.conv3d(x, own[f"{name}.0.weight"], padding=1)
+        groups = max(1, y.shape[1] // 4)
+        return F.group_norm(y, groups, own[f"{name}.1.weight"], own[f"{name}.1.bias"])
+
+    def stage(x: torch.Tensor, name: str, first: int) -> torch.Tensor:
+        y = F.relu(conv(x, f"{name}.{first}"))
+        return F.relu(y + conv(y, f"{name}.{first + 1}.body"))
+
+    fine = stage(image, "encoders.0", 0)
+    coarse = stage(F.max_pool3d(fine, 2), "encoders.1", 1)
+    up = F.conv_transpose3d(coarse, own["ups.0.weight"], own["ups.0.bias"], stride=2)
+    last = stage(torch.cat([fine, up], 1), "decoders.0", 0)
+    logits = F.conv3d(last, own["head.weight"], own["head.bias"])
+    torch.testing.assert_close(net(image), logits)
+
+
+def five_stages() -> Hybrid:
+    """Two scales of tokens, gates half open, places that queries chose."""
+    net = make(widths=(4, 4, 4, 8, 8), strides=((1, 1, 1), *[(2, 2, 2)] * 4))
+    for joint in net.joints:
+        torch.nn.init.zeros_(joint.gate.bias)
+    for block in net.context.blocks:
+        torch.nn.init.normal_(block.attention.offsets.weight, std=0.3)
+    return net
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", [0, 1])
+def test_tokens_of_two_scales_see_each_other(changed: int) -> None:
+    net = five_stages()
+    maps = [torch.randn(1, 8, 4, 4, 4), torch.randn(1, 8, 2, 2, 2)]
+    before = net.context(maps)
+    assert [tuple(m.shape[2:]) for m in before] == [(4, 4, 4), (2, 2, 2)]
+    maps[changed] = maps[changed] + 1
+    after = net.context(maps)
+    assert (after[1 - changed] - before[1 - changed]).abs().max() > 1e-4
+
+
+def test_every_weight_of_two_scales_learns() -> None:
+    net = five_stages().train()
+    outputs = net(torch.randn(1, 1, 32, 32, 32))
+    assert [o.shape[-1] for o in outputs] == [32, 16, 8, 4]
+    sum(output.square().mean() for output in outputs).backward()
+    assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 def test_identity_leaves_the_transformer_blocks_out(image: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import pytest
 from qinjing.errors import ConfigError
 from qinjing.losses import LOSSES
 from qinjing.nets import NETS
-from qinjing.recipes import ABLATIONS, overrides, variants
+from qinjing.recipes import ABLATIONS, RECIPES, overrides, variants
 from qinjing.registry import build
 
 
@@ -31,9 +31,10 @@ def test_every_variant_can_be_built(name: str) -> None:
         ("without gradient weighting", "gradient_weighting"),
         ("without boundary", "loss_options"),
         ("without topology", "loss_options"),
+        ("with lesion weighting", "loss_options"),
     ],
 )
-def test_a_variant_leaves_out_one_part(variant: str, field: str) -> None:
+def test_a_variant_changes_one_part(variant: str, field: str) -> None:
     made = variants("method")
     whole, less = asdict(made["method"]), asdict(made[variant])
     assert [key for key in whole if whole[key] != less[key]] == [field]
@@ -45,6 +46,16 @@ def test_variants_can_be_chosen_and_the_first_always_stays() -> None:
         variants("method", ["V-Net"])
     with pytest.raises(ConfigError, match="ablation must be one of"):
         variants("methods")
+
+
+def test_a_recipe_decides_what_variants_leave_open() -> None:
+    plain, on_grid = variants("method"), variants("method", recipe="brats2023")
+    spacing = RECIPES["brats2023"]().spacing_mm
+    assert spacing is not None and plain["U-Net"].spacing_mm is None
+    assert {one.spacing_mm for one in on_grid.values()} == {spacing}
+    assert on_grid["U-Net"].net == "unet" and on_grid["method"].loss == "shape"
+    with pytest.raises(ConfigError, match="recipe must be one of"):
+        variants("method", recipe="brats")
 
 
 def test_a_net_given_by_hand_drops_the_options_of_the_recipes_net() -> None:

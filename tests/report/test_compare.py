@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qinjing.config import write_json
 from qinjing.errors import ConfigError, FormatError, InputError
-from qinjing.report.compare import compare, compare_files
+from qinjing.report.compare import _compare, compare, compare_files
+from qinjing.report.runs import Run, _mean
 
 
 def table(dice, hd=None, *, ids=None, patients=None, tolerance=1.0, labels=("liver", "spleen")):
@@ -314,3 +317,61 @@ def test_damaged_tables_are_refused_in_words(tmp_path, scores):
         except InputError:
             refused += 1
     assert refused > 30
+
+
+def of_seeds(name, shifts, rng, worth=0.0):
+    """A method whose seeds each move all of 30 cases at once."""
+    seeds = []
+    for number, shift in enumerate(shifts):
+        dice = 0.85 + worth + shift + rng.normal(0, 0.004, (30, 1))
+        content = table(dice, labels=("liver",))
+        cases = {case["case_id"]: case for case in content["cases"]}
+        seeds.append(Run(f"{name}{number}", Path(name), content["labels"], 1.0, cases))
+    return _mean(name, seeds)
+
+
+def test_a_lucky_seed_is_no_better_method():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(1)
+    first = of_seeds("first", (0.0, 0.008, -0.008), rng)
+    second = of_seeds("second", (0.016, 0.004, -0.004), rng)
+    found = row(_compare([first, second], []), "dice", "1")
+    assert found["wilcoxon_p_holm"] < 0.001  # all cases are above, and it means nothing
+    assert found["verdict"] == "within the spread of seeds"
+    means = [
+        [np.mean([c["labels"]["1"]["dice"] for c in s.cases.values()]) for s in run.seeds]
+        for run in (first, second)
+    ]
+    assert found["seeds_p"] == pytest.approx(stats.ttest_ind(*means, equal_var=False).pvalue)
+    third = of_seeds("third", (0.016, 0.004, -0.004), rng, worth=0.05)
+    found = row(_compare([first, third], []), "dice", "1")
+    assert found["verdict"] == "better" and found["seeds_p"] < 0.05
+
+
+def test_cases_that_one_seed_lacks_are_named():
+    rng = np.random.default_rng(1)
+    first, second = (of_seeds(name, (0.0, 0.001), rng) for name in ("first", "second"))
+    cases = {k: v for k, v in second.seeds[1].cases.items() if k not in ("case_3", "case_7")}
+    second = _mean("second", [second.seeds[0], replace(second.seeds[1], cases=cases)])
+    result = _compare([first, second], [])
+    assert len(second.cases) == 28 and not result["unpaired"]
+    assert result["notes"] == [
+        "Cases that a seed of second lacks were left out: case_3 (second1), case_7 (second1)."
+    ]
+
+
+def test_labels_without_a_distance_are_counted_beside_it(tmp_path, scores):
+    first, second = (table(one) for one in scores)
+    for number in (2, 5, 6):
+        second["cases"][number]["labels"]["1"] |= {"hd95_mm": None, "empty": "prediction"}
+    paths = write(tmp_path, base=first, new=second)
+    assert [one["missed"] for one in compare(paths)["costs"]] == [0, 3]
+    compare_files(paths, tmp_path / "out")
+    assert "(3 missed)" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_without_metrics_is_refused_with_advice(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=r"a run, or one with a metrics.json, got neither.*give wh"):
+        compare([tmp_path / "a", tmp_path / "b"])

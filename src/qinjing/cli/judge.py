@@ -33,7 +33,9 @@ class Compare(Command):
         """Compare; the tables."""
         from qinjing import evidence
         from qinjing.report.compare import compare_files
+        from qinjing.report.runs import read_runs
 
+        read_runs(self.metrics)  # a folder that is none is refused before it is digested
         read = evidence.digested({f"metrics {k}": path for k, path in enumerate(self.metrics)})
         result = compare_files(self.metrics, self.output, self.dataset)
         record(self, "compare", read, sorted(self.output.glob("comparison*")))
@@ -81,6 +83,12 @@ class Ablate(Command):
             "--splits", metavar="FILE", there=True, help="a splits_final.json to keep to"
         ),
     )
+    recipe: str | None = field(
+        default=None,
+        metadata=argument(
+            "--recipe", metavar="NAME", help="decides what a variant does not, such as the grid"
+        ),
+    )
 
     def run(self) -> dict[str, Any]:
         """Train what is not trained yet, then compare with the first variant."""
@@ -90,7 +98,7 @@ class Ablate(Command):
         from qinjing.report.compare import compare_files
         from qinjing.tasks.ablate import AblateConfig, ablate
 
-        chosen = variants(self.ablation, self.only)
+        chosen = variants(self.ablation, self.only, self.recipe)
         config = AblateConfig(
             self.dataset, self.output, chosen, self.budget_s, self.seeds, self.splits
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,15 +89,50 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_gib() -> float:
-    """Return the largest resident memory of this process so far, in GiB.
+def forget_peak_memory(device: str = "cpu") -> None:
+    """Let `peak_memory_gib` begin anew, where the system can: Linux, and CUDA devices.
 
-    Where /proc is missing the kernel's own account is taken, which on Linux begins with what the
-    parent held when it started this process.
+    What was trained before in this process would be counted to what is trained next.
     """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and it would count
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_gib(device: str = "cpu") -> float:
+    """Return the largest memory held on a device in GiB, since `forget_peak_memory` if called.
+
+    For the CPU that is the process's resident memory. Where /proc is missing the kernel's own
+    account is taken, which on Linux begins with what the parent held when it started this process.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+@torch.inference_mode()
+def flops(net: nn.Module, image: Tensor) -> int:
+    """Return the floating-point operations of one inference, a multiplication and an addition two.
+
+    Raises:
+        RuntimeError: there is not enough memory.
+    """
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    # torch counts attention on a GPU alone.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
+        net(image)
+    return int(counter.get_total_flops())

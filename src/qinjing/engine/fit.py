@@ -114,7 +114,7 @@ class FitResult:
         steps: steps done.
         seconds: wall time, over all resumptions.
         score: the last validation's.
-        peak_memory_gib: of this process.
+        peak_memory_gib: of the device, since `forget_peak_memory`.
     """
 
     weights: dict[str, Tensor] = field(repr=False)
@@ -168,8 +168,7 @@ def fit(
     if resume and state_path.exists():
         progress = _restore(state_path, net, average, optimiser)
     task.follow(average)
-    before, start = progress.seconds, time.monotonic()
-    saved = start
+    before, start = progress.seconds, (saved := time.monotonic())
     with EventLog(folder / "log.jsonl", progress.step or None) as log:
 
         def tell(kind: str, **fields: Any) -> None:
@@ -198,7 +197,8 @@ def fit(
             if time.monotonic() - saved > config.checkpoint_s or progress.step == progress.steps:
                 _save(state_path, net, average, optimiser, progress)
                 saved = time.monotonic()
-    return FitResult(average, progress.step, progress.seconds, progress.score, peak_memory_gib())
+    measured = (progress.seconds, progress.score, peak_memory_gib(execution.device))
+    return FitResult(average, progress.step, *measured)
 
 
 def timed_steps(task: Task, config: FitConfig, execution: Execution, seconds: float) -> float:

@@ -11,7 +11,7 @@ from qinjing.losses.boundary import DistanceBoundaryLoss, GradientBoundaryLoss
 from qinjing.losses.centreline import CentrelineDiceLoss
 from qinjing.losses.composite import DiceCrossEntropyLoss, ShapeLoss, deep_supervision
 from qinjing.losses.cross_entropy import CrossEntropyLoss
-from qinjing.losses.dice import DiceLoss
+from qinjing.losses.dice import DiceLoss, GeneralisedDiceLoss, TverskyLoss
 from qinjing.losses.topology import TopologyLoss
 from qinjing.losses.weighting import lesion_weights, reweight_gradients
 
@@ -19,6 +19,8 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "dice_ce": DiceCrossEntropyLoss,
     "shape": ShapeLoss,
     "dice": DiceLoss,
+    "generalised_dice": GeneralisedDiceLoss,
+    "tversky": TverskyLoss,
     "cross_entropy": CrossEntropyLoss,
     "boundary": GradientBoundaryLoss,
     "distance": DistanceBoundaryLoss,
@@ -35,9 +37,11 @@ __all__ = [
     "DiceCrossEntropyLoss",
     "DiceLoss",
     "DistanceBoundaryLoss",
+    "GeneralisedDiceLoss",
     "GradientBoundaryLoss",
     "ShapeLoss",
     "TopologyLoss",
+    "TverskyLoss",
     "deep_supervision",
     "lesion_weights",
     "reweight_gradients",

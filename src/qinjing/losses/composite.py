@@ -148,7 +148,9 @@ def _shrink(target: Tensor, logits: Tensor) -> Tensor:
     for axis in range(1, 4):
         full, coarse = target.shape[axis], logits.shape[axis + 1]
         if full != coarse:
-            step = -(-full // coarse)  # networks pad odd sizes up, so round up as they do
+            # Networks pad odd sizes up, so that 9 voxels become 4 at a stride of 4: a stride is
+            # taken for the next power of two.
+            step = 1 << (-(-full // coarse) - 1).bit_length()
             places = torch.arange(coarse, device=target.device) * step + step // 2
             target = target.index_select(axis, places.clamp(max=full - 1))
     return target

@@ -1,4 +1,4 @@
-"""Soft Dice loss."""
+"""Soft Dice loss and its usual relatives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ class DiceLoss(nn.Module):
     over the samples of the batch as well, which steadies classes that some patches lack.
 
     Args:
-        smooth: s, at least 0.
+        smooth: s, at least 0; the paper's formula has 0.
         per_batch: sum over the batch before dividing.
         background: count class 0 as well.
         ignored: target value of voxels that nobody labelled, which count for nothing.
+        squared: Σ y² + Σ ŷ² below the line, which pulls probabilities to 0 and 1.
 
     Raises:
         ConfigError: `smooth` is negative.
 
-    Source: the paper, section 3.1.1; arXiv:1606.04797 (V-Net).
+    Source: the paper, section 3.1.1; arXiv:1606.04797 (V-Net) where squared.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class DiceLoss(nn.Module):
         per_batch: bool = True,
         background: bool = False,
         ignored: int | None = None,
+        squared: bool = False,
     ) -> None:
         super().__init__()
         if smooth < 0:
@@ -41,6 +43,7 @@ class DiceLoss(nn.Module):
         self.per_batch = per_batch
         self.background = background
         self.ignored = ignored
+        self.squared = squared
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss.
@@ -49,14 +52,115 @@ class DiceLoss(nn.Module):
             logits: (B, K, D, H, W).
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K, or `ignored`.
         """
-        first = 0 if self.background else 1
-        probability = F.softmax(logits, dim=1)
-        classes = torch.arange(first, logits.shape[1], device=target.device)
-        truth = target[:, None] == classes.view(1, -1, 1, 1, 1)
-        probability = probability[:, first:]
-        if self.ignored is not None:
-            probability = probability * (target != self.ignored)[:, None]
+        probability, truth = _classes(logits, target, self.background, self.ignored)
         axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
         shared = (probability * truth).sum(axes)
-        total = probability.sum(axes) + truth.sum(axes)
+        sizes = probability.square() if self.squared else probability
+        total = sizes.sum(axes) + truth.sum(axes)
         return 1 - ((2 * shared + self.smooth) / (total + self.smooth)).mean()
+
+
+class GeneralisedDiceLoss(nn.Module):
+    """Dice over all classes at once, each weighed by one over its squared volume.
+
+    L = 1 − (2 Σₖ wₖ Σ y ŷ + s) / (Σₖ wₖ Σ (y + ŷ) + s), wₖ = 1 / (Σ y)². A class that is not there
+    gets the largest weight of those that are.
+
+    Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
+
+    Args:
+        smooth: s, above 0.
+        per_batch: sum over the batch before dividing.
+        background: count class 0 as well.
+        ignored: target value of voxels that nobody labelled, which count for nothing.
+
+    Raises:
+        ConfigError: `smooth` is not positive.
+
+    Source: arXiv:1707.03237 (Sudre et al.).
+    """
+
+    def __init__(
+        self,
+        smooth: float = 1e-5,
+        per_batch: bool = True,
+        background: bool = True,
+        ignored: int | None = None,
+    ) -> None:
+        super().__init__()
+        if smooth <= 0:
+            raise ConfigError("smooth", "positive", smooth, where="generalised_dice")
+        self.smooth, self.per_batch = smooth, per_batch
+        self.background, self.ignored = background, ignored
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        probability, truth = _classes(logits, target, self.background, self.ignored)
+        axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
+        volumes = truth.sum(axes).to(probability.dtype)
+        weights = torch.where(volumes > 0, 1 / volumes.square().clamp_min(1), 0)
+        largest = weights.amax(-1, keepdim=True)
+        weights = torch.where(volumes > 0, weights, largest)
+        shared = (weights * (probability * truth).sum(axes)).sum(-1)
+        total = (weights * (probability.sum(axes) + volumes)).sum(-1)
+        return (1 - (2 * shared + self.smooth) / (total + self.smooth)).mean()
+
+
+class TverskyLoss(nn.Module):
+    """Dice with a price of its own for what is found too much and what is missed.
+
+    L = 1 − (Σ y ŷ + s) / (Σ y ŷ + α Σ (1 − y) ŷ + β Σ y (1 − ŷ) + s), averaged over classes;
+    α = β = 1/2 is Dice, β above α favours sensitivity.
+
+    Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
+
+    Args:
+        alpha: α, at least 0.
+        beta: β, at least 0.
+        smooth: s, at least 0.
+        per_batch: sum over the batch before dividing.
+        background: count class 0 as well.
+        ignored: target value of voxels that nobody labelled, which count for nothing.
+
+    Raises:
+        ConfigError: a number is negative.
+
+    Source: arXiv:1706.05721 (Salehi et al.).
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        smooth: float = 1.0,
+        per_batch: bool = True,
+        background: bool = False,
+        ignored: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(alpha, beta, smooth) < 0:
+            given = (alpha, beta, smooth)
+            raise ConfigError("alpha, beta and smooth", "at least 0", given, where="tversky")
+        self.alpha, self.beta, self.smooth = alpha, beta, smooth
+        self.per_batch, self.background, self.ignored = per_batch, background, ignored
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        probability, truth = _classes(logits, target, self.background, self.ignored)
+        axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
+        shared = (probability * truth).sum(axes)
+        wrong = probability.sum(axes) - shared
+        missed = truth.sum(axes) - shared
+        below = shared + self.alpha * wrong + self.beta * missed
+        return 1 - ((shared + self.smooth) / (below + self.smooth)).mean()
+
+
+def _classes(
+    logits: Tensor, target: Tensor, background: bool, ignored: int | None
+) -> tuple[Tensor, Tensor]:
+    """Probabilities, 0 where nobody labelled, and truth, (B, K or K − 1, D, H, W) each."""
+    first = 0 if background else 1
+    classes = torch.arange(first, logits.shape[1], device=target.device)
+    truth = target[:, None] == classes.view(1, -1, 1, 1, 1)
+    probability = F.softmax(logits, dim=1)[:, first:]
+    if ignored is not None:
+        probability = probability * (target != ignored)[:, None]
+    return probability, truth

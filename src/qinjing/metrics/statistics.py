@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,6 +134,29 @@ def _bca(
     z = bias + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     low, high = np.quantile(estimates, ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the two-sided p of Welch's t-test between two groups that are not paired.
+
+    Args:
+        first, second: such as one mean for each seed; finite.
+
+    Returns:
+        None with fewer than two values in a group.
+
+    Source: Welch 1947, doi:10.1093/biomet/34.1-2.28.
+    """
+    from scipy.stats import ttest_ind
+
+    if min(len(first), len(second)) < 2:
+        return None
+    near = 1e-9 * max(np.abs(first).max(), np.abs(second).max())
+    if max(np.ptp(first), np.ptp(second)) <= near:  # no spread at all: SciPy divides by zero
+        return float(abs(first[0] - second[0]) <= near)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # seeds of one side that are alike
+        return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def paired_test(

@@ -4,8 +4,8 @@ A path of convolutions, a U-Net's encoder with residual stages, sees detail. A p
 attention sees the whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each
 looks at places that it chooses in all of them. At every scale a gate decides, voxel by voxel and
 channel by channel, how much of either goes on to the decoder; `gates` tells the shares. The small
-size leaves out the gates of the two finest scales, which take a third of a step: there the decoder
-brings what coarser gates let through.
+size is for CPUs, where full resolution takes most of a step: there it has one narrow convolution
+each way and, as at half the resolution, no gate; the decoder brings what coarser gates let through.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class _Size:
         points: places that a head looks at in each scale.
         ratio: of the feed-forward part's hidden channels.
         joined: the finest stage that has a gate; 0 is full resolution.
+        light: one convolution in place of two in both stages at full resolution.
 
     Source: arXiv:2010.04159 (Deformable DETR), whose options of attention these are.
     """
@@ -50,20 +51,24 @@ class _Size:
     points: int
     ratio: int
     joined: int
+    light: bool
 
 
 # "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
 SIZES = {
-    "tiny": _Size(WIDTHS["tiny"], 24, 1, 2, 2, 2, 0),
-    "small": _Size(WIDTHS["small"], 96, 2, 3, 2, 2, 2),
-    "paper": _Size(WIDTHS["paper"], 512, 11, 8, 4, 4, 0),
+    "tiny": _Size(WIDTHS["tiny"], 24, 1, 2, 2, 2, 0, False),
+    "small": _Size((8, 32, 64, 128), 96, 2, 3, 2, 2, 2, True),
+    "paper": _Size(WIDTHS["paper"], 512, 11, 8, 4, 4, 0, False),
 }
 _FINEST = 3  # the finest stage that has tokens: 1/8, where a patch has hundreds and not thousands
 _LEAD = -4.0  # of the gates' biases: what attention adds comes in as it learns
 
 
 class Hybrid(UNet):
-    """Convolutions and deformable attention side by side, joined at every scale by gates.
+    """Convolutions and deformable attention side by side, joined by gates.
+
+    "tiny" and "paper" have a gate at every scale, "small" from the third stage, 1/4, downwards.
+    Stages from the fourth, 1/8, downwards give tokens: one scale of four stages, two of five.
 
     Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
     returns a tuple: full-resolution logits first, then one coarser map per decoder level.
@@ -100,8 +105,13 @@ class Hybrid(UNet):
         chosen = of_size(SIZES, size, "hybrid")
         if attention not in ATTENTIONS:
             raise ConfigError("attention", f"one of {', '.join(ATTENTIONS)}", attention)
-        super().__init__(in_channels, classes, widths, strides, kernels, size)
-        widths, strides, _ = complete_stages(chosen.widths, widths, strides, kernels, (1, 1, 1))
+        widths, strides, kernels = complete_stages(
+            chosen.widths, widths, strides, kernels, (1, 1, 1)
+        )
+        super().__init__(in_channels, classes, widths, strides, kernels)
+        if chosen.light and self.decoders:
+            for stages in (self.encoders, self.decoders):
+                stages[0] = nn.Sequential(*list(stages[0].children())[:-1])
         first = min(_FINEST, len(widths) - 1)
         self.joined = min(chosen.joined, first)
         self.context = ContextPath(widths[first:], chosen, attention)
@@ -121,7 +131,10 @@ class Hybrid(UNet):
             for level in range(self.joined, first)
         )  # fmt: skip
         self.joints = nn.ModuleList(map(Gate, widths[self.joined :]))
-        self.deep_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths[1:-1])
+        # Without losses at coarser scales and sums in its stages, the first half of five minutes'
+        # training goes by on a plateau.
+        for level, width in enumerate(widths[1:-1], start=1):
+            self.deep_heads[str(level)] = nn.Conv3d(width, classes, 1)
 
     @staticmethod
     def pair(before: int, width: int, kernel: Triple) -> Iterable[nn.Module]:
@@ -133,18 +146,6 @@ class Hybrid(UNet):
         pairs = zip(local[self.joined :], self._context(local), strict=True)
         joined = [joint(*pair) for joint, pair in zip(self.joints, pairs, strict=True)]
         return self.decode([*local[: self.joined], *joined], x.shape)
-
-    def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
-        """Return logits of an image of `shape` from joined maps, as `forward` does."""
-        d, h, w = shape[-3:]
-        found = self.rise(maps)
-        logits = self.head(found[0])[..., :d, :h, :w]
-        if not self.training:
-            return logits
-        # Without losses at coarser scales and sums in its stages, the first half of five minutes'
-        # training goes by on a plateau.
-        coarse = zip(self.deep_heads, found[1:-1], strict=True)
-        return (logits, *(head(y) for head, y in coarse))
 
     def paths(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return what each path gives to each joined scale, finest first; a scale's sum goes on.

@@ -72,6 +72,8 @@ class UNet(nn.Module):
             self.ups.append(nn.ConvTranspose3d(below, width, stride, stride))
             self.decoders.append(nn.Sequential(*self.pair(2 * width, width, kernels[level])))
         self.bottom: nn.Module = nn.Identity()
+        # Of decoders by level; none here, but a network built on this one may have some.
+        self.deep_heads = nn.ModuleDict()
         self.head = nn.Conv3d(widths[0], classes, 1)
 
     @staticmethod
@@ -96,15 +98,13 @@ class UNet(nn.Module):
     def decode(self, maps: Sequence[Tensor], shape: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
         """Return logits of an image of `shape` from what `encode` returned, as `forward` does."""
         d, h, w = shape[-3:]
-        return self.head(self.rise(maps)[0])[..., :d, :h, :w]
-
-    def rise(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the feature map of every decoder from what `encode` returned, finest first."""
-        found = [self.bottom(maps[-1])]
+        y, coarse = self.bottom(maps[-1]), []
         for level in reversed(range(len(self.decoders))):
-            joined = torch.cat([maps[level], self.ups[level](found[0])], dim=1)
-            found.insert(0, self.decoders[level](joined))
-        return found
+            y = self.decoders[level](torch.cat([maps[level], self.ups[level](y)], dim=1))
+            if self.training and str(level) in self.deep_heads:
+                coarse.append(self.deep_heads[str(level)](y))
+        logits = self.head(y)[..., :d, :h, :w]
+        return (logits, *reversed(coarse)) if coarse else logits
 
 
 def plain_conv_names(weights: Iterable[str]) -> dict[str, str]:

@@ -45,15 +45,18 @@ def overrides(recipe: str | None, **options: Any) -> Overrides:
     return made.overrides(**options)
 
 
-def variants(ablation: str, only: Sequence[str] = ()) -> dict[str, Overrides]:
+def variants(
+    ablation: str, only: Sequence[str] = (), recipe: str | None = None
+) -> dict[str, Overrides]:
     """Return the variants of an ablation, name → what it decides instead of the plan.
 
     Args:
         ablation: name in `ABLATIONS`.
         only: names of variants to keep; all where empty. The first is always kept.
+        recipe: name in `RECIPES` of what decides where a variant does not, such as the grid.
 
     Raises:
-        ConfigError: no such ablation or variant.
+        ConfigError: no such ablation, variant or recipe.
     """
     made = registry.build(ABLATIONS, "ablation", ablation)
     for name in only:
@@ -61,7 +64,7 @@ def variants(ablation: str, only: Sequence[str] = ()) -> dict[str, Overrides]:
             raise ConfigError("variant", f"one of {', '.join(made)}", name, where=ablation)
     first = next(iter(made))
     kept = {name: one for name, one in made.items() if not only or name in (first, *only)}
-    return {name: recipe.overrides() for name, recipe in kept.items()}
+    return {name: overrides(recipe, **vars(one.overrides())) for name, one in kept.items()}
 
 
 __all__ = [

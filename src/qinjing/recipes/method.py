@@ -33,6 +33,7 @@ def method_ablation() -> dict[str, Recipe]:
     """Return the method, the method without each of its parts, and a plain U-Net.
 
     "without attention" puts nothing in the place of the transformer blocks: the identity ablation.
+    "with lesion weighting" adds what the paper says of small lesions and the method has off.
 
     Source: the project's paper, section 4.3.3 (figure 3).
     """
@@ -43,6 +44,7 @@ def method_ablation() -> dict[str, Recipe]:
         "without gradient weighting": replace(whole, gradient_weighting=0.0),
         "without boundary": replace(whole, loss_options={"boundary_weight": 0.0}),
         "without topology": replace(whole, loss_options={"topology_weight": 0.0}),
+        "with lesion weighting": replace(whole, loss_options={"lesion_weighting": True}),
         "U-Net": Recipe(name="U-Net", source=_SOURCE, net="unet", loss="dice_ce"),
     }
 

@@ -19,6 +19,7 @@ from qinjing.metrics.statistics import (
     bootstrap_mean,
     holm,
     paired_test,
+    welch_p,
 )
 from qinjing.report.compare_page import write_pages
 from qinjing.report.costs import cost
@@ -47,13 +48,16 @@ CONVENTIONS = {
     f"each patient; none with fewer than {FEWEST_PAIRS} patients.",
     "holm": "Holm's correction, for each of the two tests, in two families: the foreground's Dice "
     "of every method, the first question; and all other rows of this comparison.",
-    "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL} and "
-    "mean and ranks point the same way.",
+    "verdict": f"Better or worse where Wilcoxon's p after Holm's correction is below {LEVEL}, mean "
+    "and ranks point the same way and, with two seeds or more on both sides, Welch's t-test "
+    f"between the seeds' means has p below {LEVEL}, too: a lucky seed moves all cases at once. "
+    "With one seed a verdict speaks of two trainings, not of two methods.",
     "effect size": "Cohen's dz; rank-biserial correlation.",
     "seeds": "Runs of one plan that differ by their seed are one method: each case's figure is the "
     "mean over them, and the spread between them is their standard deviation.",
-    "quality": "In the table of quality and cost each mean is over the method's own cases; where a "
-    "method misses a label there is no HD95, and the case is not in that mean: read its Dice.",
+    "quality": "In the table of quality and cost each mean is over the method's own cases. (k "
+    "missed): k labels of cases are in one map only, have no HD95 and are not in that mean; with "
+    "several seeds k is their mean.",
     "costs": "Seconds and memory as each run measured them on its machine while predicting its "
     "held-out cases and while training; FLOPs of one window, a multiplication and an addition "
     "counted as two, without the sampling of deformable attention.",
@@ -93,7 +97,9 @@ def _compare(runs: Sequence[Run], refused: list[dict[str, str]], seed: int = 0) 
         for one, another in ((baseline, other), (other, baseline)):
             missing = [case_id for case_id in one.cases if case_id not in another.cases]
             unpaired += [
-                {"case_id": c, "only_in": one.name, "not_in": another.name} for c in missing
+                {"case_id": c, "only_in": one.name, "not_in": another.name}
+                for c in missing
+                if c not in another.lost
             ]
     _correct(rows)
     return {
@@ -195,6 +201,8 @@ def _compare_pair(
                 "baseline_mean": _entry(bootstrap_mean(first[both], kept, seed=seed)),
                 "run_mean": _entry(bootstrap_mean(second[both], kept, seed=seed)),
                 **_test_entry(test),
+                "seeds_p": _seeds_p(baseline, other, np.array(common)[both].tolist(),
+                                    list(labels) if label == "foreground" else [label], metric),
             })  # fmt: skip
     return rows
 
@@ -220,6 +228,23 @@ def _columns(
         for table in (first, second)
     ]  # fmt: skip
     return [("foreground", means[0], means[1]), *columns]
+
+
+def _seeds_p(
+    baseline: Run, other: Run, cases: list[str], labels: list[str], metric: str
+) -> float | None:
+    """Return the p of Welch's test between the means of each side's seeds over the same cases."""
+    means = []
+    for run in (baseline, other):
+        whole = metric in _FOREGROUND_ONLY
+        tables = [
+            np.array([[_value(seed, c, None, metric)] for c in cases])
+            if whole
+            else _table(seed, cases, labels, metric)
+            for seed in run.seeds
+        ]
+        means.append([float(np.nanmean(t)) for t in tables if np.isfinite(t).any()])
+    return welch_p(*means)
 
 
 def _table(run: Run, common: list[str], labels: list[str], metric: str) -> np.ndarray:
@@ -290,6 +315,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
     higher = row["rank_biserial"] > 0
     if higher != ((row["difference"]["mean"] or 0) > 0):
         return "mean and ranks disagree"
+    if row["seeds_p"] is not None and row["seeds_p"] >= LEVEL:
+        return "within the spread of seeds"
     return "better" if higher == (row["better"] == "higher") else "worse"
 
 
@@ -297,6 +324,9 @@ def _notes(runs: Sequence[Run], labels: Mapping[str, str]) -> list[str]:
     """Say what was left out of the whole comparison."""
     notes = []
     for run in runs:
+        lost = [f"{case_id} ({', '.join(names)})" for case_id, names in run.lost.items()]
+        if lost:
+            notes.append(f"Cases that a seed of {run.name} lacks were left out: {', '.join(lost)}.")
         extra = [f"{value} ({name})" for value, name in run.labels.items() if value not in labels]
         if extra:
             notes.append(f"Labels only some tables have were left out: {', '.join(extra)}.")

@@ -23,13 +23,15 @@ def cost(run: Run) -> dict[str, Any]:
 
     Returns:
         "name", "seeds", "net", "parameters_million", "giga_flops" of one window; "dice" and
-        "hd95_mm" as {"mean", "seed_sd"} of the foreground's mean over cases; seconds and GiB of
+        "hd95_mm" as {"mean", "seed_sd"} of the foreground's mean over cases; "missed", how many
+        labels of cases are in one map only and have no HD95; seconds and GiB of
         predicting one case and of training one fold, of the slowest fold, means over the seeds.
     """
     row: dict[str, Any] = {"name": run.name, "seeds": len(run.seeds) or 1}
     seeds = run.seeds or (run,)
     for metric in ("dice", "hd95_mm"):
         row[metric] = _spread([_foreground(seed.path, metric) for seed in seeds])
+    row["missed"] = statistics.mean(_missed(seed) for seed in seeds)
     row |= _network(run.path)
     measured = [_read(seed.path / "measured.json") for seed in seeds]
     for name in _MEASURED:
@@ -45,6 +47,15 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
         return {"mean": None, "seed_sd": None}
     spread = statistics.stdev(known) if len(known) > 1 else None
     return {"mean": statistics.mean(known), "seed_sd": spread}
+
+
+def _missed(run: Run) -> int:
+    """How many labels of cases are in the prediction alone or in the reference alone."""
+    return sum(
+        entry.get("empty") in ("prediction", "reference")
+        for case in run.cases.values()
+        for entry in case["labels"].values()
+    )
 
 
 def _foreground(path: Path, metric: str) -> float | None:
@@ -74,15 +85,14 @@ def _network(path: Path) -> dict[str, Any]:
         "parameters_million": sum(p.numel() for p in net.parameters()) / 1e6,
     }
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+
+    from qinjing.engine.device import flops
 
     window = torch.zeros(1, len(plan.preprocessing.normalisation), *plan.patch_size)
     try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            net(window)
+        return known | {"giga_flops": flops(net, window) / 1e9}
     except RuntimeError:  # a net for a larger machine than this one
         return unknown | known
-    return known | {"giga_flops": counter.get_total_flops() / 1e9}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ class Run:
         tolerance_mm: of its NSD, None where it does not say.
         cases: case id → entry of metrics.json; over several seeds its numbers are means.
         seeds: the runs behind it, itself alone where there is one.
+        lost: cases that are left out because a seed lacks them → the names of those that do.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Run:
     tolerance_mm: float | None
     cases: Mapping[str, Mapping[str, Any]]
     seeds: tuple[Run, ...] = ()
+    lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, str]]]:
@@ -121,11 +123,14 @@ def _mean(name: str, seeds: Sequence[Run]) -> Run:
     first = seeds[0]
     if len(seeds) == 1:
         return Run(name, first.path, first.labels, first.tolerance_mm, first.cases, (first,))
-    common = [case_id for case_id in first.cases if all(case_id in s.cases for s in seeds)]
+    known = dict.fromkeys(case_id for seed in seeds for case_id in seed.cases)
+    lacking = {c: [seed.name for seed in seeds if c not in seed.cases] for c in known}
+    lost = {case_id: names for case_id, names in lacking.items() if names}
+    common = [case_id for case_id in known if case_id not in lost]
     cases = {case_id: _mean_entry([seed.cases[case_id] for seed in seeds]) for case_id in common}
     tolerances = {seed.tolerance_mm for seed in seeds}
     tolerance = tolerances.pop() if len(tolerances) == 1 else None
-    return Run(name, first.path, first.labels, tolerance, cases, tuple(seeds))
+    return Run(name, first.path, first.labels, tolerance, cases, tuple(seeds), lost)
 
 
 def _mean_entry(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -160,9 +165,15 @@ def _read_run(path: Path, name: str) -> Run:
     files = [path]
     if path.is_dir():
         folds = sorted(path.glob("fold_*/metrics.json"))
-        files = (
-            folds if folds and not (path / "metrics.json").is_file() else [path / "metrics.json"]
-        )
+        if (path / "metrics.json").is_file():
+            files = [path / "metrics.json"]
+        elif folds:
+            files = folds
+        else:
+            raise InputError(
+                "folder to compare", "a run, or one with a metrics.json", "neither", where=path,
+                advice="give what `qinjing train` or `qinjing evaluate` wrote",
+            )  # fmt: skip
     labels: dict[str, str] = {}
     cases: dict[str, Mapping[str, Any]] = {}
     tolerances = set()

@@ -17,7 +17,7 @@ from qinjing.data.case import Case, Dataset
 from qinjing.data.splits import Split, write_splits
 from qinjing.engine import parallel
 from qinjing.engine.checkpoint import save_model
-from qinjing.engine.device import environment, peak_memory_gib
+from qinjing.engine.device import environment, forget_peak_memory
 from qinjing.engine.fit import FitResult, Progress, fit
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
@@ -149,6 +149,7 @@ def _one_fold(
     unlabelled = split.get("unlabelled", [])
     names = (*split["train"], *unlabelled, *split["val"])
     cached = {i: cache.load(config.output / "cache", i) for i in names}
+    forget_peak_memory(plan.execution.device)
     net = starting_net(plan)
     task = learning_task(
         net,
@@ -370,7 +371,6 @@ def _finish(
         "training_memory_gib": max(result["training_memory_gib"] for result in results),
         "predicting_s": max(result["predicting_s"] for result in results),
         "predicting_memory_gib": predicting_memory_gib,
-        "peak_memory_gib": round(peak_memory_gib(), 3),
         "seconds": seconds,
     }
     write_json(config.output / "measured.json", {**measured, "environment": environment()})

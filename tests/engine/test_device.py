@@ -1,0 +1,26 @@
+"""What is measured of the machine."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qinjing.engine.device import flops
+from qinjing.nets.transformer import SelfAttention
+
+
+def test_operations_of_convolutions_and_attention_are_counted() -> None:
+    conv = nn.Conv3d(2, 3, 3, padding=1, bias=False)
+    assert flops(conv, torch.zeros(1, 2, 4, 5, 6)) == 2 * 27 * 2 * 3 * 4 * 5 * 6
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = SelfAttention(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x)
+
+    n, c = 64, 32
+    linear = 4 * 2 * n * c * c  # queries, keys, values, what comes out
+    assert flops(Attention(), torch.zeros(1, n, c)) == linear + 4 * n * n * c
