@@ -373,5 +373,5 @@ def test_labels_without_a_distance_are_counted_beside_it(tmp_path, scores):
 def test_a_folder_without_metrics_is_refused_with_advice(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=r"a run, or one with a metrics.json, got neither.*give wh"):
+    with pytest.raises(InputError, match=r"a run, or one with a metrics.json, got neither.*give"):
         compare([tmp_path / "a", tmp_path / "b"])

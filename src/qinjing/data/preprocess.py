@@ -132,14 +132,25 @@ def unlabelled(case: Case) -> tuple[Volume, Volume]:
     return image, image.with_voxels(np.zeros(image.shape, np.uint8))
 
 
-def read_standardised(case: Case, spacing_mm: tuple[float, float, float]) -> Tensor:
-    """Read a case as a trunk sees it: (C, D, H, W) float32 on a grid, every channel standardised.
+def read_prepared(case: Case, preprocessing: Preprocessing) -> Tensor:
+    """Read a case as a network sees it: (C, D, H, W) float32 on the plan's grid.
 
     Raises:
         InputError: as `read_image`.
     """
     from qinjing.data.resample import resample_volume
 
-    grid = resample_volume(read_image(case), spacing_mm, INTERPOLATION_ORDER).voxels
+    grid = resample_volume(read_image(case), preprocessing.spacing_mm, INTERPOLATION_ORDER).voxels
     image = torch.from_numpy(np.array(grid, np.float32)).reshape(-1, *grid.shape[-3:])
-    return Preprocessing(spacing_mm, (Normalisation(),) * len(image)).normalise(image)
+    return preprocessing.normalise(image)
+
+
+def read_standardised(case: Case, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """Read a case as a trunk sees it: (C, D, H, W) float32 on a grid, every channel standardised.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    image = read_image(case)
+    channels = image.voxels.size // prod(image.shape)
+    return read_prepared(case, Preprocessing(spacing_mm, (Normalisation(),) * channels))

@@ -75,6 +75,7 @@ def write_report(
     context |= against(metrics, Path(source), dict(baselines or {}), others, name)
     context |= _pictures(metrics, found, others, name)
     context |= _training(found, metrics)
+    context["gates"] = _gates(found)
     context |= _documents(found)
     context["evidence"] = _evidence(found)
     context["notes"] = found.notes
@@ -265,6 +266,22 @@ def _labels(path: Path) -> Volume:
 def _image(png: bytes) -> dict[str, Any]:
     width, height = struct.unpack(">II", png[16:24])
     return {"uri": overlay.data_uri(png), "width": width, "height": height}
+
+
+def _gates(found: Source) -> dict[str, Any] | None:
+    """How much each path of the network gives, for networks that can tell."""
+    from qinjing.report.gates import gates_figure
+
+    held_out = {str(e["case_id"]) for t in found.tables.values() for e in t.metrics["cases"]}
+    cases = [case for name, case in sorted(found.cases.items()) if name in held_out]
+    if found.run is None or not cases:
+        return None
+    try:
+        made = gates_figure(found.run, cases)
+    except InputError as error:
+        found.notes.append(f"No picture of gates: {error}")
+        return None
+    return {"caption": made[1]} | _image(overlay.to_png(made[0])) if made else None
 
 
 def _training(found: Source, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
