@@ -116,3 +116,18 @@ def _held(net: PyramidTransformer) -> tuple[float, float]:
         nn.init.constant_(layer.weight, 0.5)
         nn.init.zeros_(layer.bias)
     return -2.0, 2.0
+
+
+def test_the_small_size_has_four_levels_and_all_of_them_learn() -> None:
+    torch.manual_seed(0)
+    net = PyramidTransformer(size="small").train()
+    outputs = net(torch.randn(1, 1, 16, 32, 32))
+    assert [tuple(o.shape[2:]) for o in outputs] == [
+        (16, 32, 32),
+        (8, 16, 16),
+        (4, 8, 8),
+        (2, 4, 4),
+    ]
+    assert net.eval().level_weights(torch.randn(1, 1, 16, 32, 32)).shape == (1, 4)
+    sum(output.square().mean() for output in outputs).backward()
+    assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]

@@ -101,7 +101,9 @@ class DataSplit(Command):
 class DataFetch(Command):
     """Download a public data set from its official place and check it."""
 
-    name: str = field(metadata=argument(metavar="NAME", help="for example Task04_Hippocampus"))
+    name: str = field(
+        metadata=argument(metavar="NAME", help="Task01_BrainTumour to Task10_Colon of the MSD")
+    )
     output: Path = field(metadata=output_argument("FOLDER", "where it goes"))
 
     def run(self) -> dict[str, Any]:

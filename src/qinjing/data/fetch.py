@@ -43,27 +43,36 @@ class Source:
     n_bytes: int = 0
 
 
+# The Medical Segmentation Decathlon in the AWS Open Data registry; digests as MONAI pins them.
+_DECATHLON = {
+    "Task01_BrainTumour": "240a19d752f0d9e9101544901065d872",
+    "Task02_Heart": "06ee59366e1e5124267b774dbd654057",
+    "Task03_Liver": "a90ec6c4aa7f6a3d087205e23d4e6397",
+    "Task04_Hippocampus": "9d24dba78a72977dbd1d2e110310f31b",
+    "Task05_Prostate": "35138f08b1efaef89d7424d2bcc928db",
+    "Task06_Lung": "8afd997733c7fc0432f71255ba4e52dc",
+    "Task07_Pancreas": "4f7080cfca169fa8066d17ce6eb061e4",
+    "Task08_HepaticVessel": "641d79e80ec66453921d997fbf12a29c",
+    "Task09_Spleen": "410d4a301da4e5b2f6f86ec3ddba524e",
+    "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
+}
 SOURCES: dict[str, Source] = {
-    # The Medical Segmentation Decathlon in the AWS Open Data registry; digest as MONAI pins it.
-    "Task04_Hippocampus": Source(
-        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
-        digest="md5:9d24dba78a72977dbd1d2e110310f31b",
+    name: Source(
+        url=f"https://msd-for-monai.s3-us-west-2.amazonaws.com/{name}.tar",
+        digest=f"md5:{digest}",
         licence="CC-BY-SA 4.0",
-    ),
-    "Task07_Pancreas": Source(
-        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task07_Pancreas.tar",
-        digest="md5:4f7080cfca169fa8066d17ce6eb061e4",
-        licence="CC-BY-SA 4.0",
-    ),
+    )
+    for name, digest in _DECATHLON.items()
 }
 
-# What nobody may fetch without a login, an agreement or a program of the publisher's: where it is,
-# and how the folder must look.
+# What wants a login or an agreement, or is no archive with a published digest (the NIH's images
+# come series by series): where it is, and how the folder must look.
 BY_HAND: dict[str, str] = {
     "brats2023": "from https://www.synapse.org/Synapse:syn51156910 after signing in and accepting"
     " the terms, and unpacked into a folder of scans such as BraTS-GLI-00000-000/",
     "lits": "from https://competitions.codalab.org/competitions/17094 after signing in, and"
-    " unpacked into a folder with volume-0.nii and segmentation-0.nii",
+    " unpacked into a folder with volume-0.nii and segmentation-0.nii; its training scans are also"
+    " those of Task03_Liver, which needs no login",
     "nih_pancreas": "from https://doi.org/10.7937/K9/TCIA.2016.tNB1kqBU with the NBIA Data"
     " Retriever, and put into one folder with Pancreas-CT/ and TCIA_pancreas_labels-02-05-2017/",
 }

@@ -51,17 +51,21 @@ SIZES = {
 
 
 class PyramidTransformer(SubvoxelUNet):
-    """Four levels of windowed attention within and full attention across slices, and a decoder.
+    """Levels of windowed attention within and full attention across slices, and a decoder.
+
+    There are four levels, or as many as `widths`, `strides` and `kernels` say: a plan takes those
+    that its patch has room for, three on the hippocampus.
 
     Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
     returns a tuple: full-resolution logits first, then one coarser map per decoder level.
 
     What level l of L passes to the decoder is multiplied by α_l of `level_weights`::
 
-        s_l = log(mean over voxels v of σ(u_l · f_l(v)))    the share of voxels it holds for lesion
+        s_l = log(mean over voxels v of σ(u_l · f_l(v)))    a learnt share of the voxels
         α   = L · softmax(W₂ gelu(W₁ s + b₁) + b₂)
 
-    A small lesion has a small share everywhere, so that the fine levels can be made to count more.
+    Nothing but the loss of the whole tells u_l what to look for. Where it looks for lesion, a small
+    one has a small share everywhere, so that the fine levels can be made to count more.
 
     Args:
         in_channels: image channels.
