@@ -168,7 +168,7 @@ def test_evaluating_around_what_nobody_labelled(dataset: Path, tmp_path: Path) -
 def test_a_loss_that_cannot_is_refused(dataset: Path, plan: Plan, tmp_path: Path) -> None:
     opened = open_dataset(dataset)
     fingerprint = measure(opened, opened.cases)
-    with pytest.raises(ConfigError, match="one of dice_ce, dice, .*cross_entropy with an ignore"):
+    with pytest.raises(ConfigError, match=r"one of dice_ce, dice, .*cross_entropy with an ignore"):
         _decided(fingerprint, Overrides(loss="topology"), "subvoxel_unet")
     bare = make_plan(fingerprint, device="cpu", threads=1, net="subvoxel_unet")
     write_json(tmp_path / "plan.json", with_steps(bare, 3, None, 1))
