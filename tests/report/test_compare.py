@@ -375,3 +375,17 @@ def test_a_folder_without_metrics_is_refused_with_advice(tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=r"a run, or one with a metrics.json, got neither.*give"):
         compare([tmp_path / "a", tmp_path / "b"])
+
+
+def test_seeds_are_compared_over_the_labels_that_all_of_them_have():
+    rng = np.random.default_rng(1)
+    first, second = (of_seeds(name, (0.0, 0.001, 0.002), rng) for name in ("first", "second"))
+    whole = row(_compare([first, second], []), "hd95_mm", "foreground")
+    assert whole["seeds_p"] == 1  # all distances are 2 mm
+    spoilt = second.seeds[0]
+    spoilt.cases["case_3"]["labels"]["1"]["hd95_mm"] = None
+    for seed in (*first.seeds, *second.seeds[1:]):
+        seed.cases["case_3"]["labels"]["1"]["hd95_mm"] = 50.0
+    lacking = [_mean(run.name, run.seeds) for run in (first, second)]
+    found = row(_compare(lacking, []), "hd95_mm", "foreground")
+    assert found["n"] == 29 and found["seeds_p"] == 1

@@ -233,21 +233,25 @@ def _columns(
 def _seeds_p(
     baseline: Run, other: Run, cases: list[str], labels: list[str], metric: str
 ) -> float | None:
-    """Return the p of Welch's test between the means of each side's seeds over the same cases."""
-    means = []
-    for run in (baseline, other):
-        whole = metric in _FOREGROUND_ONLY
-        tables = [
-            np.array([[_value(seed, c, None, metric)] for c in cases])
-            if whole
-            else _table(seed, cases, labels, metric)
+    """Return the p of Welch's test between the means of each side's seeds.
+
+    They are taken over what the row is taken over: of each case the labels that no seed lacks.
+    """
+    columns = [None] if metric in _FOREGROUND_ONLY else labels
+    known = np.isfinite(_table(baseline, cases, columns, metric))
+    known &= np.isfinite(_table(other, cases, columns, metric))
+    size = known.sum(axis=1)
+    means = [
+        [
+            float(np.mean(np.where(known, _table(seed, cases, columns, metric), 0).sum(1) / size))
             for seed in run.seeds
         ]
-        means.append([float(np.nanmean(t)) for t in tables if np.isfinite(t).any()])
+        for run in (baseline, other)
+    ]
     return welch_p(*means)
 
 
-def _table(run: Run, common: list[str], labels: list[str], metric: str) -> np.ndarray:
+def _table(run: Run, common: list[str], labels: Sequence[str | None], metric: str) -> np.ndarray:
     return np.array([[_value(run, c, label, metric) for label in labels] for c in common])
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from qinjing.config import read_config
 from qinjing.data.case import Case
@@ -82,7 +82,7 @@ def gates_figure(run: Path, cases: Sequence[Case]) -> tuple[Figure, str] | None:
     return _draw(seen, what, first), words
 
 
-def _see(net: nn.Module, case: Case, plan: Plan) -> _Seen:
+def _see(net: Hybrid | PyramidTransformer, case: Case, plan: Plan) -> _Seen:
     image, label = _patch(case, plan.preprocessing, plan.patch_size)
     place = None
     with torch.inference_mode():
@@ -90,7 +90,6 @@ def _see(net: nn.Module, case: Case, plan: Plan) -> _Seen:
             shares = net.gates(image[None])[0]
             place = _share(net.paths(image[None])[0], image.shape[1:])
         else:
-            assert isinstance(net, PyramidTransformer)
             shares = net.level_weights(image[None])[0]
     return _Seen(case.case_id, image[0].numpy(), label, shares.numpy(), place)
 

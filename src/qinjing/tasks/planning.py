@@ -17,7 +17,7 @@ from qinjing.data.case import Case, Dataset
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.splits import Split, make_splits, read_splits
 from qinjing.engine.device import default_device
-from qinjing.engine.plan import Plan, Transfer, make_plan, with_steps
+from qinjing.engine.plan import Plan, Transfer, make_plan, peak_rate, with_steps
 from qinjing.errors import ConfigError, LayoutError
 from qinjing.losses import LOSSES
 from qinjing.tasks.probe import fastest, predict_costs
@@ -218,7 +218,11 @@ def _decided(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
         gradient_weighting=overrides.gradient_weighting or 0.0,
         transfer=transfer,
         unlabelled_weight=overrides.unlabelled_weight or 0.0,
-        fit=replace(plan.fit, layer_decay=overrides.layer_decay or 1.0),
+        fit=replace(
+            plan.fit,
+            learning_rate=peak_rate(model),
+            layer_decay=overrides.layer_decay or 1.0,
+        ),
     )
     if fingerprint.ignored is not None:
         plan = _in_part(plan)
