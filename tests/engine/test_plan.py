@@ -15,7 +15,6 @@ from qinjing.config import read_config, write_json
 from qinjing.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from qinjing.engine.plan import Plan, make_plan, patch_size, stages, target_spacing_mm
 from qinjing.nets import NETS
-from qinjing.tasks.planning import Overrides, _decided
 
 
 def fingerprint(
@@ -83,12 +82,6 @@ def test_wider_stages_learn_at_a_lower_rate() -> None:
         fingerprint((10, 144, 144), [(8.0, 1.5, 1.5)]), device="cpu", threads=1, net="unet"
     )
     assert len(narrow.model.options["strides"]) == 4 and narrow.fit.learning_rate == 4e-3
-    wide = _decided(
-        fingerprint((36, 50, 35), [(1.0, 1.0, 1.0)]),
-        Overrides(net_options={"widths": (64, 128, 512)}),
-        "subvoxel_unet",
-    )
-    assert wide.fit.learning_rate == 1e-3
 
 
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:

@@ -28,7 +28,7 @@ from qinjing.tasks import pretrain as room
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
 from qinjing.tasks.judge_trunk import JudgeConfig, judge_trunk
 from qinjing.tasks.label_curve import CHOICES, METHODS, LabelCurveConfig, label_curve
-from qinjing.tasks.planning import Overrides, _decided, default_splits, measure
+from qinjing.tasks.planning import Overrides, decide, default_splits, measure
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
 from qinjing.tasks.probes import collapse_measures, linear_vote, nearest_vote
@@ -155,7 +155,7 @@ def test_training_from_a_trunk(
     run = tmp_path / "run"
     overrides = Overrides(trunk=str(trunk), tune=tune, layer_decay=0.8)  # type: ignore[arg-type]
     fingerprint = measure(open_dataset(dataset), open_dataset(dataset).cases)
-    made = _decided(fingerprint, overrides, "subvoxel_unet")
+    made = decide(fingerprint, overrides, "subvoxel_unet")
     assert made.fit.layer_decay == 0.8
     write_json(tmp_path / "plan.json", with_steps(made, 3, None, 1))
     told: list[str] = []

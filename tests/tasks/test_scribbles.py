@@ -25,7 +25,7 @@ from qinjing.metrics.overlap import count, dice
 from qinjing.physics.scribbles import draw_scribbles
 from qinjing.tasks.evaluate import evaluate
 from qinjing.tasks.mean_teacher import learning_task
-from qinjing.tasks.planning import Overrides, _decided, measure
+from qinjing.tasks.planning import Overrides, decide, measure
 from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
 
@@ -57,7 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(dataset: Path) -> Plan:
     opened = open_dataset(dataset)
     fingerprint = measure(opened, opened.cases)
-    made = _decided(fingerprint, Overrides(), "subvoxel_unet")
+    made = decide(fingerprint, Overrides(), "subvoxel_unet")
     return with_steps(made, 3, None, 1)
 
 
@@ -169,7 +169,7 @@ def test_a_loss_that_cannot_is_refused(dataset: Path, plan: Plan, tmp_path: Path
     opened = open_dataset(dataset)
     fingerprint = measure(opened, opened.cases)
     with pytest.raises(ConfigError, match=r"one of dice_ce, dice, .*cross_entropy with an ignore"):
-        _decided(fingerprint, Overrides(loss="topology"), "subvoxel_unet")
+        decide(fingerprint, Overrides(loss="topology"), "subvoxel_unet")
     bare = make_plan(fingerprint, device="cpu", threads=1, net="subvoxel_unet")
     write_json(tmp_path / "plan.json", with_steps(bare, 3, None, 1))
     with pytest.raises(ConfigError, match="plan anew with this data set"):

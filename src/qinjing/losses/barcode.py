@@ -20,7 +20,7 @@ from qinjing.errors import ConfigError
 from qinjing.losses.wasserstein import diagonal_factor
 
 
-class Plan(NamedTuple):
+class Matching(NamedTuple):
     """Where the points of a predicted diagram go; places are flat indices into the map."""
 
     matched: np.ndarray  # (M, 2) birth and death of points that go to one of the truth's
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 class BarcodeLoss(nn.Module, ABC):
     """Σ λ_k · the price of matching truth and prediction in dimension k; a base class.
 
-    Whoever inherits says in `_plan` which points go where, for components, loops and cavities, and
+    Whoever inherits says in `_match` which points go where, for components, loops and cavities, and
     in `_price` what that costs.
 
     Args:
@@ -75,12 +75,12 @@ class BarcodeLoss(nn.Module, ABC):
         maps = self._choose(maps)
         arrays = [[x.detach().cpu().numpy() for x in pair] for pair in maps]
         with ThreadPoolExecutor(max(1, min(len(maps), torch.get_num_threads()))) as pool:
-            plans = list(pool.map(self._plan, arrays))
+            matchings = list(pool.map(self._match, arrays))
         total = probability.sum() * 0
-        for (predicted, _), dimensions in zip(maps, plans, strict=True):
-            for weight, plan in zip(self.weights, dimensions, strict=True):
+        for (predicted, _), dimensions in zip(maps, matchings, strict=True):
+            for weight, matching in zip(self.weights, dimensions, strict=True):
                 if weight:
-                    total = total + weight * self._price(predicted.flatten(), plan)
+                    total = total + weight * self._price(predicted.flatten(), matching)
         return total / count
 
     def _prepare(self, probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,20 +92,20 @@ class BarcodeLoss(nn.Module, ABC):
         return maps
 
     @abstractmethod
-    def _plan(self, maps: list[np.ndarray]) -> list[Plan]:
+    def _match(self, maps: list[np.ndarray]) -> list[Matching]:
         """Match the diagrams of two maps, prediction and truth, in each dimension."""
 
     @abstractmethod
-    def _price(self, values: Tensor, plan: Plan) -> Tensor:
-        """What the plan of one dimension costs, differentiable in the prediction's values."""
+    def _price(self, values: Tensor, matching: Matching) -> Tensor:
+        """What the matching of one dimension costs, differentiable in the prediction's values."""
 
 
-def cost_of_plan(values: Tensor, plan: Plan, order: float, inner_norm: float) -> Tensor:
+def cost_of_matching(values: Tensor, matching: Matching, order: float, inner_norm: float) -> Tensor:
     """Return the sum of distances to the power `order`, differentiable in the values.
 
     Args:
         values: (N,) the map, flat.
-        plan: where its points go.
+        matching: where its points go.
         order: at least 1.
         inner_norm: p of the norm in the plane of births and deaths, at least 1; may be infinite.
 
@@ -115,11 +115,11 @@ def cost_of_plan(values: Tensor, plan: Plan, order: float, inner_norm: float) ->
     def place(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(values.device)
 
-    near = values[place(plan.matched)] - place(plan.goals)
-    births, deaths = values[place(plan.free)].unbind(1)
+    near = values[place(matching.matched)] - place(matching.goals)
+    births, deaths = values[place(matching.free)].unbind(1)
     return (
         torch.linalg.vector_norm(near, inner_norm, dim=1).pow(order).sum()
         + (diagonal_factor(inner_norm) * (births - deaths).abs()).pow(order).sum()
-        + (values[place(plan.endless)] - place(plan.heights)).abs().pow(order).sum()
-        + plan.rest
+        + (values[place(matching.endless)] - place(matching.heights)).abs().pow(order).sum()
+        + matching.rest
     )

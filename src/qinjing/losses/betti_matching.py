@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from qinjing.losses.barcode import BarcodeLoss, Plan, cost_of_plan
+from qinjing.losses.barcode import BarcodeLoss, Matching, cost_of_matching
 from qinjing.losses.persistence import match_features
 
 
@@ -41,17 +41,17 @@ class BettiMatchingLoss(BarcodeLoss):
     def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         super().__init__(weights, "betti_matching")
 
-    def _plan(self, maps: list[np.ndarray]) -> list[Plan]:
+    def _match(self, maps: list[np.ndarray]) -> list[Matching]:
         true = maps[1].ravel()
-        plans = []
+        matchings = []
         for dimension, (pairs, partners, missed) in enumerate(
             match_features(maps[0], maps[1] > 0.5)
         ):
             endless, pairs = np.split(pairs, [int(dimension == 0)])
             others, partners = np.split(partners, [int(dimension == 0)])
             found = partners[:, 0] >= 0
-            plans.append(
-                Plan(
+            matchings.append(
+                Matching(
                     matched=pairs[found],
                     goals=true[partners[found]],
                     free=pairs[~found],
@@ -60,7 +60,7 @@ class BettiMatchingLoss(BarcodeLoss):
                     rest=len(missed) / 2,
                 )
             )
-        return plans
+        return matchings
 
-    def _price(self, values: Tensor, plan: Plan) -> Tensor:
-        return cost_of_plan(values, plan, order=2.0, inner_norm=2.0)
+    def _price(self, values: Tensor, matching: Matching) -> Tensor:
+        return cost_of_matching(values, matching, order=2.0, inner_norm=2.0)

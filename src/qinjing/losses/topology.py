@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qinjing.errors import ConfigError
-from qinjing.losses.barcode import BarcodeLoss, Plan, cost_of_plan
+from qinjing.losses.barcode import BarcodeLoss, Matching, cost_of_matching
 from qinjing.losses.persistence import persistence_pairs
 from qinjing.losses.wasserstein import diagonal_factor, match_diagrams
 
@@ -78,10 +78,10 @@ class TopologyLoss(BarcodeLoss):
             return maps
         return [pair for pair in (_crop(*pair, self.crop_margin) for pair in maps) if pair]
 
-    def _plan(self, maps: list[np.ndarray]) -> list[Plan]:
+    def _match(self, maps: list[np.ndarray]) -> list[Matching]:
         """Match the diagrams of two maps, prediction and truth, in each dimension."""
         predicted, true = (each.ravel() for each in maps)
-        plans = []
+        matchings = []
         for dimension, (points, others) in enumerate(
             zip(persistence_pairs(maps[0]), persistence_pairs(maps[1]), strict=True)
         ):
@@ -92,8 +92,8 @@ class TopologyLoss(BarcodeLoss):
             taken = matches >= 0
             left = np.delete(goals, matches[taken], axis=0)
             rest = diagonal_factor(self.inner_norm) * np.abs(left[:, 0] - left[:, 1])
-            plans.append(
-                Plan(
+            matchings.append(
+                Matching(
                     matched=points[taken],
                     goals=goals[matches[taken]],
                     free=points[~taken],
@@ -102,10 +102,10 @@ class TopologyLoss(BarcodeLoss):
                     rest=float((rest**self.order).sum()),
                 )
             )
-        return plans
+        return matchings
 
-    def _price(self, values: Tensor, plan: Plan) -> Tensor:
-        cost = cost_of_plan(values, plan, self.order, self.inner_norm)
+    def _price(self, values: Tensor, matching: Matching) -> Tensor:
+        cost = cost_of_matching(values, matching, self.order, self.inner_norm)
         # The root of nothing has no slope; the distance is then least, so that 0 is one of its own.
         return torch.where(cost > 0, cost.clamp(min=1e-30), 1).pow(1 / self.order) * (cost > 0)
 

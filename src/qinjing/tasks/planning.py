@@ -154,7 +154,7 @@ def plan_training(
     from qinjing.data.resample import resampled_shape
 
     for net in _nets(overrides, budget_s):
-        plan = _decided(fingerprint, overrides, net)
+        plan = decide(fingerprint, overrides, net)
         spacing = plan.preprocessing.spacing_mm
         shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
         voxels = [s[0] * s[1] * s[2] for s in shapes]
@@ -194,8 +194,17 @@ def _nets(overrides: Overrides, budget_s: float) -> tuple[str, ...]:
     return ("unet", "subvoxel_unet")
 
 
-def _decided(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
-    """What the fingerprint decides for a network, and what a caller decided instead."""
+def decide(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
+    """Return what the fingerprint decides for a network, and what a caller decided instead.
+
+    Args:
+        fingerprint: of the cases to learn from.
+        overrides: what the caller decides.
+        net: an entry of `NETS`; the trunk's own where there is one.
+
+    Raises:
+        ConfigError: an override fits neither the network nor the labels.
+    """
     plan = make_plan(
         fingerprint,
         device=default_device(),
