@@ -141,6 +141,24 @@ def test_a_stopped_pretraining_resumes_to_the_same_bits(
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_what_the_probes_found_outlives_a_kill_before_the_card(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PretrainConfig((dataset,), tmp_path / "trunk", steps=2)
+    save = room._save
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    monkeypatch.setattr(room, "_save", save)
+    result = pretrain(replace(config, resume=True))
+    assert result["measures"]["feature_rank"] >= 1
+    assert read_json(config.output / "trunk.json")["measures"] == result["measures"]
+
+
 def test_a_folder_of_another_pretraining_is_refused(dataset: Path, trunk: Path) -> None:
     with pytest.raises(ConfigError, match="add --resume"):
         pretrain(PretrainConfig((dataset,), trunk, steps=6))

@@ -24,6 +24,7 @@ from qinjing.data.transforms import strong_intensity
 from qinjing.engine.checkpoint import ModelCard, save_model
 from qinjing.engine.device import Execution, candidates, default_device, environment
 from qinjing.engine.fit import FitConfig, Progress, fit, timed_steps
+from qinjing.engine.log import read_events
 from qinjing.engine.plan import Plan, make_plan
 from qinjing.engine.trial import gradient_fault
 from qinjing.errors import ConfigError, InputError, LayoutError
@@ -134,15 +135,15 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
         budget_s=left,
         checkpoint_s=CHECKPOINT_S,
     )
-    measures: dict[str, Any] = {}
 
     def report(progress: Progress, event: dict[str, Any]) -> None:
-        if event["kind"] == "validation":
-            measures.update({k: v for k, v in event.items() if k != "kind"})
         tell(event["kind"], {**event, "fold": 0, "steps": progress.steps})
 
     result = fit(task, settings, execution, config.output, config.resume, report)
     seconds = round(time.monotonic() - start, 1)
+    # From the log: what was killed after its last step has nothing left to validate.
+    measured = [e for e in read_events(config.output / "log.jsonl") if e["kind"] == "validation"]
+    measures = {k: v for k, v in measured[-1].items() if k != "kind"}
     summary = {"steps": result.steps, "seconds": seconds, "measures": measures}
     card = {**summary, "cell": list(task.net.cell), "crop": list(task.patch_size)}
     _save(config, sources, read, result.weights, card)
