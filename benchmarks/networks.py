@@ -37,8 +37,8 @@ from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
 from qinjing.tasks.segment import SegmentTask
 from qinjing.tasks.train import TrainConfig, train
 
-NETS = ("unet", "hybrid", "hybrid:identity", "subvoxel_unet", "pyramid", "transunet", "segresnet",
-        "unetr", "swin_unetr")  # fmt: skip
+NETS = ("unet", "hybrid", "hybrid:identity", "residual_unet", "subvoxel_unet", "pyramid",
+        "transunet", "segresnet", "unetr", "swin_unetr")  # fmt: skip
 EXACT = ("swin_unetr",)  # in bfloat16 a training ended in values that are not finite
 ROUNDS = 7
 
@@ -53,7 +53,8 @@ def plans_of(dataset: Path, names: list[str], threads: int) -> dict[str, Plan]:
         plan = make_plan(fingerprint, device="cpu", threads=threads, net=net)
         options = plan.model.options | ({"attention": attention} if attention else {})
         model = replace(plan.model, options=options)
-        plan = replace(plan, model=model, execution=Execution("cpu", "bf16", False))
+        fit = replace(plan.fit, optimiser="adamw")
+        plan = replace(plan, model=model, fit=fit, execution=Execution("cpu", "bf16", False))
         if net in EXACT or gradient_fault(task_of(plan), plan.execution):
             plan = replace(plan, execution=Execution("cpu", "fp32", False))
         plans[name] = plan

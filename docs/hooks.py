@@ -1,16 +1,20 @@
 """Fill the reference pages from the code itself, so that they cannot fall behind it.
 
 `<!-- commands -->` becomes the help of every command, `<!-- table: NETS -->` the names of a
-registry with the first sentence of each entry's docstring.
+registry with the first sentence of each entry's docstring, `<!-- networks: FILE -->` what
+`benchmarks/networks.py` measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 TABLES = {
@@ -26,6 +30,7 @@ TABLES = {
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put generated text in place of the comments (an event of MkDocs)."""
     markdown = re.sub(r"<!-- table: (\w+) -->", lambda m: table(m[1]), markdown)
+    markdown = re.sub(r"<!-- networks: (\w+) -->", lambda m: networks(m[1]), markdown)
     return markdown.replace("<!-- commands -->", commands()) if "<!-- com" in markdown else markdown
 
 
@@ -48,6 +53,37 @@ def table(name: str) -> str:
     """One registry as a table in Markdown."""
     rows = [f"| `{key}` | {first_sentence(entry)} |" for key, entry in entries(name).items()]
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def networks(name: str) -> str:
+    """What each network reached in the same time, as a table in Markdown, best first."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    seeds, cases = measured["seeds"], measured["test_cases"]
+    rows = [
+        f"{measured['dataset']}: {cases} test cases, {seeds} seeds, one thread of "
+        f"{measured['environment']['processor']}.",
+        "",
+        "| network | million parameters | steps | Dice | HD95, mm | Dice − U-Net's | verdict |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in sorted(measured["rows"], key=lambda row: -mean(row["dice"])):
+        beside = row["against"].get("dice")
+        gap = "baseline |"
+        if beside:
+            low, high = beside["difference"]["low"], beside["difference"]["high"]
+            gap = f"{beside['difference']['mean']:+.4f} [{low:+.4f}, {high:+.4f}] | "
+            gap += f"{beside['verdict']}; HD95: {row['against']['hd95_mm']['verdict']}"
+        rows.append(
+            f"| `{row['net']}` | {row['parameters_million']:.2f} | {row['steps']} "
+            f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} | {gap} |"
+        )
+    return "\n".join(rows)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation."""
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def commands() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 from typing import Any
 
 from tests.docs.pages import PROJECT
@@ -26,6 +27,22 @@ def test_time_to_dice() -> None:
     assert f"{measured['nnunet']['steps_to_target']:,} steps of its published curve" in said
     assert f"mean Dice of {measured['target_mean_dice']} on {measured['split']['val']} un" in said
     assert f"{measured['ours']['machine']['cores']} CPU cores" in said
+
+
+def test_networks() -> None:
+    said = row("mean Dice and HD95 of 40 hippocampi")
+    parts: dict[str, list[str]] = {}
+    for name, cases, digits in (("hippocampus", 40, 2), ("acdc", 30, 1)):
+        measured = result(f"networks_{name}")
+        assert measured["test_cases"] == cases and measured["seeds"] == 3
+        for one in measured["rows"]:
+            dice, hd95 = mean(one["dice"]), mean(one["hd95_mm"])
+            parts.setdefault(one["net"], []).append(f"{dice:.3f}, {hd95:.{digits}f} mm")
+            if one["net"] == "hybrid":
+                assert {test["verdict"] for test in one["against"].values()} == {"better"}
+    assert f"the survey's hybrid: {'; '.join(parts['hybrid'])};" in said
+    assert f"without attention: {'; '.join(parts['hybrid:identity'])} |" in said
+    assert f"| U-Net: {'; '.join(parts['unet'])} |" in said
 
 
 def test_surface_metrics() -> None:

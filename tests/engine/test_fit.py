@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -61,10 +62,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_a_stopped_run_resumes_to_the_bits_of_an_uninterrupted_one(
-    tmp_path: Path, precision: str, channels_last: bool
+    tmp_path: Path, optimiser: Literal["adamw", "muon"], precision: str, channels_last: bool
 ) -> None:
-    config = FitConfig(steps=12, validations=3, checkpoint_s=0.0)
+    config = FitConfig(steps=12, optimiser=optimiser, validations=3, checkpoint_s=0.0)
     execution = Execution("cpu", precision, channels_last)  # type: ignore[arg-type]
     whole = fit(Balls(), config, execution, tmp_path / "whole")
     for stop in (1, 5, 9):

@@ -84,6 +84,12 @@ def test_wider_stages_learn_at_a_lower_rate() -> None:
     assert len(narrow.model.options["strides"]) == 4 and narrow.fit.learning_rate == 4e-3
 
 
+def test_updates_are_orthogonal_where_that_was_measured() -> None:
+    seen = fingerprint((36, 50, 35), [(1.0, 1.0, 1.0)])
+    plans = {net: make_plan(seen, device="cpu", threads=1, net=net) for net in NETS}
+    assert [net for net, plan in plans.items() if plan.fit.optimiser == "muon"] == ["residual_unet"]
+
+
 def test_spacing_is_the_median_and_finer_along_thick_slices_that_vary() -> None:
     assert target_spacing_mm(fingerprint((9, 9, 9), [(1.0, 2.0, 2.0), (1.0, 1.0, 1.0)])) == (
         1.0, 1.5, 1.5,

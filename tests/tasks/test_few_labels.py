@@ -173,7 +173,7 @@ def test_training_from_a_trunk(
     run = tmp_path / "run"
     overrides = Overrides(trunk=str(trunk), tune=tune, layer_decay=0.8)  # type: ignore[arg-type]
     fingerprint = measure(open_dataset(dataset), open_dataset(dataset).cases)
-    made = decide(fingerprint, overrides, "subvoxel_unet")
+    made = decide(fingerprint, overrides)
     assert made.fit.layer_decay == 0.8
     write_json(tmp_path / "plan.json", with_steps(made, 3, None, 1))
     told: list[str] = []

@@ -57,7 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(dataset: Path) -> Plan:
     opened = open_dataset(dataset)
     fingerprint = measure(opened, opened.cases)
-    made = decide(fingerprint, Overrides(), "subvoxel_unet")
+    made = decide(fingerprint, Overrides())
     return with_steps(made, 3, None, 1)
 
 
@@ -169,7 +169,7 @@ def test_a_loss_that_cannot_is_refused(dataset: Path, plan: Plan, tmp_path: Path
     opened = open_dataset(dataset)
     fingerprint = measure(opened, opened.cases)
     with pytest.raises(ConfigError, match=r"one of dice_ce, dice, .*cross_entropy with an ignore"):
-        decide(fingerprint, Overrides(loss="topology"), "subvoxel_unet")
+        decide(fingerprint, Overrides(loss="topology"))
     bare = make_plan(fingerprint, device="cpu", threads=1, net="subvoxel_unet")
     write_json(tmp_path / "plan.json", with_steps(bare, 3, None, 1))
     with pytest.raises(ConfigError, match="plan anew with this data set"):

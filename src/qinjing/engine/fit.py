@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from qinjing.engine import parallel
 from qinjing.engine.checkpoint import load_tensors, load_weights, save_tensors
 from qinjing.engine.device import Execution, peak_memory_gib
 from qinjing.engine.log import EventLog
+from qinjing.engine.muon import Muon
 from qinjing.engine.task import Task
 from qinjing.errors import ConfigError
 
@@ -35,7 +36,8 @@ class FitConfig:
     Attributes:
         steps: optimiser steps.
         learning_rate: the peak of the one-cycle schedule.
-        weight_decay: of AdamW, on weights of two or more dimensions.
+        optimiser: "adamw", or "muon", which makes the updates of kernels and matrices orthogonal.
+        weight_decay: on weights of two or more dimensions.
         warm_up: share of the steps in which the learning rate rises.
         ema_decay: of the weights' moving average, which is what gets saved.
         clip_norm: bound on the gradient's length.
@@ -49,6 +51,7 @@ class FitConfig:
 
     steps: int
     learning_rate: float = 4e-3
+    optimiser: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 1e-2
     warm_up: float = 0.1
     ema_decay: float = 0.995
@@ -64,6 +67,8 @@ class FitConfig:
             raise ConfigError("steps, validations and patience", "at least 1", self)
         if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
             raise ConfigError("learning_rate and ema_decay", "positive and below 1", self)
+        if self.optimiser not in ("adamw", "muon"):
+            raise ConfigError("optimiser", "adamw or muon", self.optimiser)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError("layer_decay", "above 0 and at most 1", self.layer_decay)
 
@@ -249,7 +254,7 @@ def _step(
 
 
 def _optimiser(net: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and normalisations are not decayed, what is frozen is left out."""
+    """As configured; biases and normalisations are not decayed, what is frozen is left out."""
     parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -263,6 +268,8 @@ def _optimiser(net: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
         }
         for (decayed, share), parameters in sorted(parts.items(), key=lambda part: part[0])[::-1]
     ]
+    if config.optimiser == "muon":
+        return Muon(groups, config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from qinjing.nets.baselines import segresnet, swin_unetr, unetr
 from qinjing.nets.hybrid import Hybrid
 from qinjing.nets.pyramid import PyramidTransformer
+from qinjing.nets.residual_unet import ResidualUNet
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
 from qinjing.nets.transunet import TransUNet
 from qinjing.nets.unet import UNet
@@ -16,6 +17,7 @@ from qinjing.nets.unet import UNet
 NETS: Mapping[str, Callable[..., nn.Module]] = {
     "subvoxel_unet": SubvoxelUNet,
     "unet": UNet,
+    "residual_unet": ResidualUNet,
     "transunet": TransUNet,
     "hybrid": Hybrid,
     "pyramid": PyramidTransformer,
@@ -28,6 +30,7 @@ __all__ = [
     "NETS",
     "Hybrid",
     "PyramidTransformer",
+    "ResidualUNet",
     "SubvoxelUNet",
     "TransUNet",
     "UNet",

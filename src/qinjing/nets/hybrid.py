@@ -1,26 +1,27 @@
 """The method of the survey: convolutions and deformable attention side by side, joined by gates.
 
-A path of convolutions, a U-Net's encoder with residual stages, sees detail. A path of deformable
-attention sees the whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each
-looks at places that it chooses in all of them. At every scale a gate decides, voxel by voxel and
-channel by channel, how much of either goes on to the decoder; `gates` tells the shares. The small
-size is for CPUs, where full resolution takes most of a step: there it has one narrow convolution
-each way and, as at half the resolution, no gate; the decoder brings what coarser gates let through.
+A path of convolutions, the encoder of `ResidualUNet`, sees detail. A path of deformable attention
+sees the whole patch: its tokens are the voxels of all scales from 1/8 downwards, and each looks at
+places that it chooses in all of them. At every scale a gate decides, voxel by voxel and channel by
+channel, how much of either goes on to the decoder; `gates` tells the shares. The small size is for
+CPUs, where full resolution takes most of a step: there, and at half the resolution, it has no gate;
+the decoder brings what coarser gates let through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
-from qinjing.nets.blocks import Added, ConvNorm, Triple, complete_stages, norm, of_size
+from qinjing.nets.blocks import Triple, complete_stages, norm, of_size
 from qinjing.nets.deformable import DeformableAttention
+from qinjing.nets.residual_unet import SIZES as CONVOLUTIONS
+from qinjing.nets.residual_unet import ResidualUNet
 from qinjing.nets.transformer import FeedForward, SelfAttention, sine_positions, to_map, to_tokens
-from qinjing.nets.unet import WIDTHS, UNet
 
 ATTENTIONS = ("deformable", "full", "identity")
 
@@ -32,39 +33,35 @@ class _Size:
     Shapes: maps (B, width, D, H, W), tokens (B, N, channels).
 
     Attributes:
-        widths: channels of each stage of the convolutions, finest first.
         channels: of a token.
         depth: transformer blocks.
         heads: of each of them.
         points: places that a head looks at in each scale.
         ratio: of the feed-forward part's hidden channels.
         joined: the finest stage that has a gate; 0 is full resolution.
-        light: one convolution in place of two in both stages at full resolution.
 
     Source: arXiv:2010.04159 (Deformable DETR), whose options of attention these are.
     """
 
-    widths: tuple[int, ...]
     channels: int
     depth: int
     heads: int
     points: int
     ratio: int
     joined: int
-    light: bool
 
 
 # "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
 SIZES = {
-    "tiny": _Size(WIDTHS["tiny"], 24, 1, 2, 2, 2, 0, False),
-    "small": _Size((8, 32, 64, 128), 96, 2, 3, 2, 2, 2, True),
-    "paper": _Size(WIDTHS["paper"], 512, 11, 8, 4, 4, 0, False),
+    "tiny": _Size(24, 1, 2, 2, 2, 0),
+    "small": _Size(96, 2, 3, 2, 2, 2),
+    "paper": _Size(512, 11, 8, 4, 4, 0),
 }
 _FINEST = 3  # the finest stage that has tokens: 1/8, where a patch has hundreds and not thousands
 _LEAD = -4.0  # of the gates' biases: what attention adds comes in as it learns
 
 
-class Hybrid(UNet):
+class Hybrid(ResidualUNet):
     """Convolutions and deformable attention side by side, joined by gates.
 
     "tiny" and "paper" have a gate at every scale, "small" from the third stage, 1/4, downwards.
@@ -106,12 +103,9 @@ class Hybrid(UNet):
         if attention not in ATTENTIONS:
             raise ConfigError("attention", f"one of {', '.join(ATTENTIONS)}", attention)
         widths, strides, kernels = complete_stages(
-            chosen.widths, widths, strides, kernels, (1, 1, 1)
+            CONVOLUTIONS[size].widths, widths, strides, kernels, (1, 1, 1)
         )
-        super().__init__(in_channels, classes, widths, strides, kernels)
-        if chosen.light and self.decoders:
-            for stages in (self.encoders, self.decoders):
-                stages[0] = nn.Sequential(*list(stages[0].children())[:-1])
+        super().__init__(in_channels, classes, widths, strides, kernels, size)
         first = min(_FINEST, len(widths) - 1)
         self.joined = min(chosen.joined, first)
         self.context = ContextPath(widths[first:], chosen, attention)
@@ -131,15 +125,6 @@ class Hybrid(UNet):
             for level in range(self.joined, first)
         )  # fmt: skip
         self.joints = nn.ModuleList(map(Gate, widths[self.joined :]))
-        # Without losses at coarser scales and sums in its stages, the first half of five minutes'
-        # training goes by on a plateau.
-        for level, width in enumerate(widths[1:-1], start=1):
-            self.deep_heads[str(level)] = nn.Conv3d(width, classes, 1)
-
-    @staticmethod
-    def pair(before: int, width: int, kernel: Triple) -> Iterable[nn.Module]:
-        """Return a stage's two convolutions, the second added to the first."""
-        return ConvNorm(before, width, kernel), Added(width, kernel)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         local = self.encode(x)

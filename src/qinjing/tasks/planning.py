@@ -25,10 +25,11 @@ from qinjing.tasks.transfer import trunk_card, with_trunk
 
 DEFAULT_BUDGET_S = 15 * 60.0
 _VALIDATION_SHARE = 0.08  # of the budget, at the most, for validating while training
-# From so many steps on a U-Net at full resolution is worth its price, below it the folded one: on
-# the hippocampus and on ACDC, docs/notes/0006.
-_FULL_RESOLUTION_STEPS = 1200
-_QUICKEST_STEP_S = {"cpu": 0.15, "cuda": 0.01}  # below it no U-Net was seen, nor is it timed
+# What reaches most at full resolution in equal time (docs/concept/networks.md; measured on CPUs).
+# Below so many steps the folded network is further: docs/notes/0006.
+_FULL_RESOLUTION = {"cpu": "residual_unet", "cuda": "unet"}
+_FULL_RESOLUTION_STEPS = 800
+_QUICKEST_STEP_S = {"cpu": 0.1, "cuda": 0.01}  # below it no step was seen, nor is one timed
 Tell = Callable[[str, dict[str, Any]], None]
 
 
@@ -153,8 +154,8 @@ def plan_training(
     """
     from qinjing.data.resample import resampled_shape
 
-    for net in _nets(overrides, budget_s):
-        plan = decide(fingerprint, overrides, net)
+    for choice in choices(overrides, budget_s):
+        plan = decide(fingerprint, choice)
         spacing = plan.preprocessing.spacing_mm
         shapes = [resampled_shape(c.shape, c.spacing_mm, spacing) for c in fingerprint.cases]
         voxels = [s[0] * s[1] * s[2] for s in shapes]
@@ -182,25 +183,30 @@ def plan_training(
     )
 
 
-def _nets(overrides: Overrides, budget_s: float) -> tuple[str, ...]:
-    """The networks to choose from: the first for which there is time, else the last."""
+def choices(overrides: Overrides, budget_s: float) -> tuple[Overrides, ...]:
+    """Return the networks to choose from: the first for which there is time, else the last.
+
+    Args:
+        overrides: what the caller decides, perhaps the network.
+        budget_s: wall seconds for fitting.
+    """
     if overrides.net:
-        return (overrides.net,)
+        return (overrides,)
     if overrides.trunk:
-        return (trunk_card(Path(overrides.trunk)).net,)
+        return (replace(overrides, net=trunk_card(Path(overrides.trunk)).net),)
+    folded = replace(overrides, net="subvoxel_unet")
     steps = overrides.steps or budget_s / _QUICKEST_STEP_S[default_device()]
     if steps < _FULL_RESOLUTION_STEPS:
-        return ("subvoxel_unet",)
-    return ("unet", "subvoxel_unet")
+        return (folded,)
+    return (replace(overrides, net=_FULL_RESOLUTION[default_device()]), folded)
 
 
-def decide(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
+def decide(fingerprint: Fingerprint, overrides: Overrides) -> Plan:
     """Return what the fingerprint decides for a network, and what a caller decided instead.
 
     Args:
         fingerprint: of the cases to learn from.
-        overrides: what the caller decides.
-        net: an entry of `NETS`; the trunk's own where there is one.
+        overrides: what the caller decides, the network among it; the folded one where it does not.
 
     Raises:
         ConfigError: an override fits neither the network nor the labels.
@@ -209,7 +215,7 @@ def decide(fingerprint: Fingerprint, overrides: Overrides, net: str) -> Plan:
         fingerprint,
         device=default_device(),
         threads=torch.get_num_threads(),
-        net=net,
+        net=overrides.net or "subvoxel_unet",
         loss=overrides.loss or "dice_ce",
         spacing_mm=overrides.spacing_mm,
     )
