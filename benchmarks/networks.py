@@ -149,7 +149,8 @@ def main() -> None:
     runs = [run_of(args.work, name, seed) for name in args.only for seed in range(args.seeds)]
     compared = compare_files(runs, args.work / "comparison", args.input)
     result = {
-        "command": f"benchmarks/networks.py --steps {args.steps} --seeds {args.seeds}",
+        "command": f"benchmarks/networks.py --steps {args.steps} --seeds {args.seeds} "
+        f"--only {' '.join(args.only)}",
         "dataset": args.input.name,
         "test_cases": len(read_json(folder / "splits.json")[0]["val"]),
         "seeds": args.seeds,

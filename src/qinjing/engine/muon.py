@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-_LEAST = (
-    8  # channels on either side of what is made orthogonal: no heads, nothing that meets images
-)
+# Channels on either side of what is made orthogonal: no heads, and nothing that meets images.
+_LEAST = 8
 _MOMENTUM = 0.95
 _SPREAD = 0.2  # root mean square of an update, as AdamW's are, so that both take one learning rate
 _QUINTIC = (3.4445, -4.7750, 2.0315)
