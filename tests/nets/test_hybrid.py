@@ -52,7 +52,7 @@ def test_gates_tell_the_share_of_attention(image: torch.Tensor) -> None:
 def test_the_small_size_has_one_convolution_at_full_resolution() -> None:
     net = Hybrid(size="small")
     found = [m.out_channels for m in net.modules() if isinstance(m, torch.nn.Conv3d)]
-    assert len(net.encoders[0]) == len(net.decoders[0]) == 1 and found[0] == 8
+    assert len(net.encoders[0]) == len(net.decoders[0]) == 1 and found[0] == 16
     assert len(net.encoders[1]) == 3 and len(net.decoders[1]) == 2  # with its pooling
 
 

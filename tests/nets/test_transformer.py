@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qinjing.errors import ConfigError
-from qinjing.nets.transformer import SelfAttention, sine_positions, to_map, to_tokens
+from qinjing.nets.transformer import SelfAttention, attend, sine_positions, to_map, to_tokens
 
 
 def test_self_attention_is_torchs() -> None:
@@ -20,6 +20,25 @@ def test_self_attention_is_torchs() -> None:
         peer.out_proj.load_state_dict(ours.out.state_dict())
     queries, values = torch.randn(2, 2, 7, 12)
     torch.testing.assert_close(ours(queries, values), peer(queries, queries, values)[0])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_and_its_gradient_are_the_formulas(autocast: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 4, requires_grad=True) for _ in range(3))
+    mask = torch.rand(1, 3, 1, 9) > 0.3
+    scores = (q @ k.mT / 2).masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ v
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attend(q, k, v, mask)
+    weigh = torch.randn_like(expected)
+    torch.testing.assert_close(found, expected)
+    for ours, formula in zip(
+        torch.autograd.grad((found * weigh).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weigh).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, formula)
 
 
 def test_positions_are_the_formulas() -> None:

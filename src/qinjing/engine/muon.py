@@ -103,12 +103,20 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / (torch.linalg.matrix_norm(wide) + 1e-7)
-    a, b, c = _QUINTIC
     square = wide @ wide.T
-    one = torch.eye(len(square), dtype=square.dtype, device=square.device)
-    total = one
-    for _ in range(_ROUNDS):
-        factor = a * one + b * square + c * square @ square
-        total, square = factor @ total, factor @ square @ factor
+    factor = _factor(square)
+    total = factor
+    for _ in range(_ROUNDS - 1):
+        square = factor @ square @ factor
+        factor = _factor(square)
+        total = factor @ total
     wide = total @ wide
     return wide if len(matrix) <= matrix.shape[1] else wide.T
+
+
+def _factor(square: Tensor) -> Tensor:
+    """a + b·S + c·S² of a square matrix S."""
+    a, b, c = _QUINTIC
+    factor = torch.addmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor

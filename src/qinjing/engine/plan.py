@@ -24,6 +24,7 @@ from qinjing.engine.device import Execution
 from qinjing.engine.fit import FitConfig
 from qinjing.errors import ConfigError
 from qinjing.nets import NETS
+from qinjing.nets.baselines import MULTIPLE
 from qinjing.nets.blocks import Triple, total_stride
 from qinjing.registry import constructor
 
@@ -43,9 +44,9 @@ _PATCH_VOXELS = {"cpu": 450_000, "cuda": 2_500_000}
 _BATCH_VOXELS = {"cpu": 180_000, "cuda": 5_000_000}
 _BATCH = {"cpu": (2, 8), "cuda": (2, 16)}
 _WIDTHS = {"cpu": (32, 64, 128, 256), "cuda": (64, 128, 256, 320, 320)}  # at most so many stages
-# Networks that learn sooner with orthogonal updates, docs/notes/0006; not measured for the others,
-# but that the folded one loses by it in a few dozen steps.
-_ORTHOGONAL = ("residual_unet",)
+# All learn sooner with orthogonal updates but these, docs/notes/0006: the folded one loses by them
+# in a few dozen steps, and UNETR's many matrices take as long to make orthogonal as all else.
+_ELEMENTWISE = ("subvoxel_unet", "unetr")
 _SIZE = {"cpu": "small", "cuda": "paper"}  # of a net that knows sizes
 
 
@@ -210,12 +211,16 @@ def _stage_options(
     widths = _WIDTHS[device][: len(strides)]
     if not getattr(make, "folds", False):  # at full resolution half the width costs as much
         widths = tuple(max(8, width // 2) for width in widths)
+    # A network that halves every axis would pad a few thick slices to many: it takes them singly.
+    multiple = MULTIPLE.get(net, 1)
+    wasteful = ceil(patch[0] / multiple) * multiple > 2 * patch[0]
+    singly = wasteful or all(kernel[0] == 1 for kernel in kernels)
     known = {
         "size": _SIZE[device],
         "widths": widths,
         "strides": strides,
         "kernels": kernels,
-        "spatial_dims": 2 if all(kernel[0] == 1 for kernel in kernels) else 3,
+        "spatial_dims": 2 if singly else 3,
         "patch_size": patch,
     }
     taken = inspect.signature(make).parameters
@@ -240,7 +245,7 @@ def peak_rate(model: ModelCard) -> float:
 
 def _fitting(model: ModelCard) -> FitConfig:
     """How a network is trained, before its steps are known."""
-    optimiser: Literal["adamw", "muon"] = "muon" if model.net in _ORTHOGONAL else "adamw"
+    optimiser: Literal["adamw", "muon"] = "adamw" if model.net in _ELEMENTWISE else "muon"
     return FitConfig(steps=1000, learning_rate=peak_rate(model), optimiser=optimiser)
 
 

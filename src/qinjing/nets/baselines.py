@@ -27,7 +27,8 @@ _SEGRESNET: dict[str, dict[str, Any]] = {
     "small": {"init_filters": 16},
     "paper": {"init_filters": 32},
 }
-_MULTIPLE = {"swin_unetr": 32, "segresnet": 8}  # of voxels along each axis that they take
+# Voxels along each axis come in multiples of these; other images are padded.
+MULTIPLE = {"swin_unetr": 32, "segresnet": 8, "unetr": 16}
 
 
 def swin_unetr(
@@ -47,7 +48,7 @@ def swin_unetr(
     Source: arXiv:2201.01266 (Hatamizadeh et al.).
     """
     net = _monai("SwinUNETR")(**_swin_arguments(in_channels, classes, size, spatial_dims))
-    return Padded(net, (_MULTIPLE["swin_unetr"],) * 3, spatial_dims)
+    return Padded(net, (MULTIPLE["swin_unetr"],) * 3, spatial_dims)
 
 
 def _swin_arguments(
@@ -84,8 +85,8 @@ def unetr(
 
     Source: arXiv:2103.10504 (Hatamizadeh et al.).
     """
-    options = of_size(_UNETR, size, "unetr")
-    d, h, w = (-(-n // 16) * 16 for n in patch_size)
+    options, m = of_size(_UNETR, size, "unetr"), MULTIPLE["unetr"]
+    d, h, w = (-(-n // m) * m for n in patch_size)
     net: Any = _monai("UNETR")(
         in_channels,
         classes,
@@ -116,7 +117,7 @@ def segresnet(
     Source: arXiv:1810.11654 (Myronenko), without its auto-encoder.
     """
     net = _monai("SegResNet")(**_segresnet_arguments(in_channels, classes, size, spatial_dims))
-    return Padded(net, (_MULTIPLE["segresnet"],) * 3, spatial_dims)
+    return Padded(net, (MULTIPLE["segresnet"],) * 3, spatial_dims)
 
 
 def _segresnet_arguments(
@@ -151,7 +152,7 @@ def monai_definition(
     arguments = {"swin_unetr": _swin_arguments, "segresnet": _segresnet_arguments}.get(net)
     if arguments is None or options.get("spatial_dims", 3) != 3:
         return None
-    if any(n % _MULTIPLE[net] for n in window):
+    if any(n % MULTIPLE[net] for n in window):
         return None
     names = {"swin_unetr": "SwinUNETR", "segresnet": "SegResNet"}
     return {"_target_": f"monai.networks.nets.{names[net]}", **arguments(**options)}

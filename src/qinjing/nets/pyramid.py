@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qinjing.nets.blocks import Triple, complete_stages, of_size, same_padding
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
-from qinjing.nets.transformer import FeedForward, check_heads
+from qinjing.nets.transformer import FeedForward, attend, check_heads
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Attention(nn.Module):
             .flatten(1, 2)
             for part in packed.chunk(3, dim=-1)
         )
-        y = F.scaled_dot_product_attention(q, k, v, mask)
+        y = attend(q, k, v, mask)
         y = y.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)
         y = unwindows(y, *sizes, *full).unflatten(0, (b, d))
         return self.out(y[:, :, near[0] : near[0] + h, near[1] : near[1] + w])
@@ -229,7 +229,7 @@ class Attention(nn.Module):
         packed = self.queries_keys_values(self.norm(x))
         columns = packed.permute(0, 2, 3, 1, 4).reshape(b * h * w, d, 3, self.heads, -1)
         q, k, v = columns.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         y = y.transpose(1, 2).reshape(b, h, w, d, c).permute(0, 3, 1, 2, 4)
         return self.out(y)
 

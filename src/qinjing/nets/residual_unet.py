@@ -1,8 +1,7 @@
 """A U-Net of residual stages that is supervised at every scale, and thin where time goes.
 
-Its small size is made for CPUs, where full resolution takes most of a step: there it has one narrow
-convolution each way. So thin a network without residual stages never leaves the plateau on which it
-calls everything background; with them it learns sooner than a U-Net of twice its channels there.
+Its small size is made for CPUs, where full resolution takes most of a step: there it has one
+convolution each way in place of two.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class _Size:
 
 SIZES = {
     "tiny": _Size(WIDTHS["tiny"]),
-    "small": _Size((8, 32, 64, 128), light=True),
+    "small": _Size(WIDTHS["small"], light=True),
     "paper": _Size(WIDTHS["paper"]),
 }
 
