@@ -25,6 +25,7 @@ TABLES = {
     "TRANSFORMS": "qinjing.data.transforms",
     "RECIPES": "qinjing.recipes",
 }
+OPTIMISERS = {"adamw": "AdamW", "muon": "Muon"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -64,8 +65,9 @@ def networks(name: str) -> str:
         f"{measured['dataset']}: {cases} test cases, {seeds} seeds, one thread of "
         f"{measured['environment']['processor']}.",
         "",
-        "| network | million parameters | steps | Dice | HD95, mm | Dice − U-Net's | verdict |",
-        "|---|---:|---:|---:|---:|---:|---|",
+        "| network | optimiser | million parameters | steps | Dice | HD95, mm | Dice − U-Net's "
+        "| verdict |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in sorted(measured["rows"], key=lambda row: -mean(row["dice"])):
         beside = row["against"].get("dice")
@@ -75,7 +77,8 @@ def networks(name: str) -> str:
             gap = f"{beside['difference']['mean']:+.4f} [{low:+.4f}, {high:+.4f}] | "
             gap += f"{beside['verdict']}; HD95: {row['against']['hd95_mm']['verdict']}"
         rows.append(
-            f"| `{row['net']}` | {row['parameters_million']:.2f} | {row['steps']} "
+            f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]} "
+            f"| {row['parameters_million']:.2f} | {row['steps']} "
             f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} | {gap} |"
         )
     return "\n".join(rows)

@@ -25,7 +25,7 @@ def test_full_resolution_is_timed_where_there_may_be_time_for_it(
     def nets(overrides: Overrides, budget_s: float) -> list[str | None]:
         return [choice.net for choice in choices(overrides, budget_s)]
 
-    assert nets(Overrides(), 60) == ["subvoxel_unet"]
+    assert nets(Overrides(), 20) == ["subvoxel_unet"]
     assert nets(Overrides(), 3600) == ["residual_unet", "subvoxel_unet"]
     assert nets(Overrides(net="unet"), 3600) == ["unet"]
     assert nets(Overrides(steps=100), 3600) == ["subvoxel_unet"]

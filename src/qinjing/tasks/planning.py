@@ -28,7 +28,7 @@ _VALIDATION_SHARE = 0.08  # of the budget, at the most, for validating while tra
 # What reaches most at full resolution in equal time (docs/concept/networks.md; measured on CPUs).
 # Below so many steps the folded network is further: docs/notes/0006.
 _FULL_RESOLUTION = {"cpu": "residual_unet", "cuda": "unet"}
-_FULL_RESOLUTION_STEPS = 800
+_FULL_RESOLUTION_STEPS = 240
 _QUICKEST_STEP_S = {"cpu": 0.1, "cuda": 0.01}  # below it no step was seen, nor is one timed
 Tell = Callable[[str, dict[str, Any]], None]
 
