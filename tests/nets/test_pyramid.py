@@ -131,3 +131,22 @@ def test_the_small_size_has_four_levels_and_all_of_them_learn() -> None:
     assert net.eval().level_weights(torch.randn(1, 1, 16, 32, 32)).shape == (1, 4)
     sum(output.square().mean() for output in outputs).backward()
     assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_what_is_computed_again_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    net = PyramidTransformer(size="tiny").train()
+    found = []
+    for again in (False, True):
+        net.encoders[0][-1].recompute = again  # type: ignore[index]
+        net.zero_grad()
+        net(torch.linspace(-1, 1, 16**3).view(1, 1, 16, 16, 16))[0].square().mean().backward()
+        found.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*found, strict=True))
+
+
+def test_the_papers_size_computes_its_finest_level_again() -> None:
+    with torch.device("meta"):
+        net = PyramidTransformer(size="paper")
+    assert [level[-1].recompute for level in net.encoders] == [True, False, False, False]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qinjing.nets.blocks import Triple, complete_stages, of_size, same_padding
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
@@ -30,8 +31,9 @@ class _Size:
         head: channels of one head, a divisor of every width.
         window: voxels along H and W that see each other within a slice.
         ratio: of the feed-forward part's hidden channels.
+        recompute: the finest level's blocks are computed again for their gradients, not held.
 
-    Source: arXiv:2103.14030 (Swin), whose options these are.
+    Source: arXiv:2103.14030 (Swin), whose options these are; arXiv:1604.06174 (recomputing).
     """
 
     widths: tuple[int, ...]
@@ -39,6 +41,7 @@ class _Size:
     head: int
     window: int
     ratio: int
+    recompute: bool = False
 
 
 # "paper": as many parameters as MONAI's SwinUNETR of feature size 48 (62 million), beside which the
@@ -46,7 +49,7 @@ class _Size:
 SIZES = {
     "tiny": _Size((8, 16, 16), 2, 8, 4, 2),
     "small": _Size((32, 64, 128, 256), 2, 16, 8, 2),
-    "paper": _Size((96, 192, 384, 928), 2, 32, 8, 4),
+    "paper": _Size((96, 192, 384, 928), 2, 32, 8, 4, recompute=True),
 }
 
 
@@ -100,8 +103,11 @@ class PyramidTransformer(SubvoxelUNet):
             chosen.widths, widths, strides, kernels, (2, 2, 2)
         )
         super().__init__(in_channels, classes, widths, strides, kernels, blocks=0)
-        for encoder, width, kernel in zip(self.encoders, widths, kernels, strict=True):
-            encoder.append(Level(width, chosen, kernel))  # type: ignore[operator]
+        for level, (encoder, width, kernel) in enumerate(
+            zip(self.encoders, widths, kernels, strict=True)
+        ):
+            again = chosen.recompute and level == 0
+            encoder.append(Level(width, chosen, kernel, again))  # type: ignore[operator]
         levels = len(widths)
         self.squeeze = nn.ModuleList(nn.Conv3d(width, 1, 1) for width in widths)
         self.weigh = nn.Sequential(
@@ -137,7 +143,7 @@ class Level(nn.Module):
     Source: arXiv:2103.14030 (Swin), arXiv:2102.10882 (conditional positional encodings).
     """
 
-    def __init__(self, width: int, size: _Size, kernel: Triple) -> None:
+    def __init__(self, width: int, size: _Size, kernel: Triple, recompute: bool = False) -> None:
         super().__init__()
         check_heads(width, max(1, width // size.head))
         self.positions = nn.Conv3d(width, width, kernel, padding=same_padding(kernel), groups=width)
@@ -145,11 +151,13 @@ class Level(nn.Module):
             Block(width, size, shifted=bool(index % 2)) for index in range(size.depth)
         )
         self.norm = nn.LayerNorm(width)
+        self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = (x + self.positions(x)).movedim(1, -1)
+        again = self.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
         return self.norm(tokens).movedim(-1, 1)
 
 
