@@ -75,7 +75,9 @@ def networks(name: str) -> str:
         if beside:
             low, high = beside["difference"]["low"], beside["difference"]["high"]
             gap = f"{beside['difference']['mean']:+.4f} [{low:+.4f}, {high:+.4f}] | "
-            gap += f"{beside['verdict']}; HD95: {row['against']['hd95_mm']['verdict']}"
+            gap += beside["verdict"]
+            if "hd95_mm" in row["against"]:
+                gap += f"; HD95: {row['against']['hd95_mm']['verdict']}"
         rows.append(
             f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]} "
             f"| {row['parameters_million']:.2f} | {row['steps']} "
@@ -84,9 +86,12 @@ def networks(name: str) -> str:
     return "\n".join(rows)
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation."""
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation, or that a seed has no value: it never predicted a label."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"none in {len(values) - len(known)} of {len(values)} seeds"
+    return f"{mean(known):.{digits}f} ± {stdev(known):.{digits}f}"
 
 
 def commands() -> str:
