@@ -189,7 +189,7 @@ def row_of(
         "parameters_million": round(costs["parameters_million"], 2),
         "giga_flops": costs["giga_flops"] and round(costs["giga_flops"], 1),
         **read_json(work / "plans" / "steps.json")[name],
-        **{key: [known(one[key]["mean"], 4) for one in means] for key in ("dice", "hd95_mm")},
+        **{key: [rounded(one[key]["mean"], 4) for one in means] for key in ("dice", "hd95_mm")},
         "against": {
             row["metric"]: {key: row[key] for key in wanted}
             for row in tests
@@ -199,7 +199,7 @@ def row_of(
     }
 
 
-def known(value: float | None, digits: int) -> float | None:
+def rounded(value: float | None, digits: int) -> float | None:
     """The value rounded; None, for a distance to what was never predicted, stays."""
     return value if value is None else round(value, digits)
 
