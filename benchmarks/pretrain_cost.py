@@ -45,13 +45,15 @@ from qinjing.data import cache
 from qinjing.data.layouts import open_dataset
 from qinjing.data.preprocess import Normalisation, Preprocessing
 from qinjing.data.splits import read_splits
-from qinjing.engine.device import environment
+from qinjing.engine.device import default_device, environment
 from qinjing.engine.log import read_events
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
+from qinjing.tasks.pretrain_plan import VOLUMES_A_STEP
 from qinjing.tasks.probes import Probe, cases_to_probe
 
 HIDDEN, LAYERS, HEADS = 192, 6, 6
-BATCH, RATE = 4, 1e-3
+DEVICE = default_device()
+BATCH, RATE = VOLUMES_A_STEP[DEVICE], 1e-3
 PROBES = 12
 
 
@@ -97,7 +99,7 @@ def masked_autoencoder(
     net = MaskedAutoEncoderViT(
         1, tuple(crop), cell, HIDDEN, 4 * HIDDEN, LAYERS, HEADS,
         decoder_hidden_size=96, decoder_mlp_dim=384, decoder_num_layers=2, decoder_num_heads=4,
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
     adapter = Tokens(net, crop, cell)
     optimiser = torch.optim.AdamW(net.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.05)
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True)
@@ -110,15 +112,18 @@ def masked_autoencoder(
             rate = RATE * min(1.0, share / 0.05) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            image = batch["image"].as_tensor()
+            image = batch["image"].as_tensor().to(DEVICE)
             cells = image.unfold(2, cell, cell).unfold(3, cell, cell).unfold(4, cell, cell)
             wanted = cells.flatten(5).flatten(2, 4)[:, 0]  # (B, tokens, voxels)
             wanted = (wanted - wanted.mean(-1, True)) / (wanted.std(-1, keepdim=True) + 1e-3)
-            told, hidden = net(image)
-            each = (told - wanted).square().mean(-1)
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+                told, hidden = net(image)
+            each = (told.float() - wanted).square().mean(-1)
+            loss = (each * hidden).sum() / hidden.sum()
             optimiser.zero_grad()
-            ((each * hidden).sum() / hidden.sum()).backward()
+            loss.backward()
             optimiser.step()
+            float(loss.detach())  # what was asked of a GPU is done
             spent += time.perf_counter() - start
             if spent > budget_s * len(found) / PROBES:
                 net.eval()

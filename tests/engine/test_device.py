@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qinjing.engine.device import flops
+from qinjing.engine.device import Execution, flops
 from qinjing.nets.transformer import SelfAttention
 
 
@@ -24,3 +24,12 @@ def test_operations_of_convolutions_and_attention_are_counted() -> None:
     n, c = 64, 32
     linear = 4 * 2 * n * c * c  # queries, keys, values, what comes out
     assert flops(Attention(), torch.zeros(1, n, c)) == linear + 4 * n * n * c
+
+
+def test_channels_last_leaves_kernels_of_slices_as_they_are() -> None:
+    net = Execution("cpu", "fp32", True).place(
+        nn.Sequential(nn.Conv3d(2, 3, 3), nn.Conv2d(3, 2, 3))
+    )
+    first, second = (net[0].weight, net[1].weight)  # type: ignore[index]
+    assert first.is_contiguous(memory_format=torch.channels_last_3d)
+    assert second.is_contiguous()

@@ -38,7 +38,9 @@ class Execution:
         """Move a network to its device and memory format."""
         net = net.to(self.device)
         if self.channels_last:
-            net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            for weight in net.parameters():
+                if weight.ndim == 5:  # a net that takes slices one by one has kernels of two axes
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         return net
 
     def send(self, x: Tensor) -> Tensor:
@@ -95,6 +97,7 @@ def forget_peak_memory(device: str = "cpu") -> None:
     What was trained before in this process would be counted to what is trained next.
     """
     if device.startswith("cuda"):
+        torch.cuda.init()  # where nothing has run yet, there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)
         return
     gc.collect()

@@ -383,6 +383,7 @@ def _restore(
     for name, value in _part(tensors, "optimiser/").items():
         index, key = name.split("/")
         like = parameters[int(index)]
+        value = value.to(like.device)  # counts of steps too: torch leaves them where they are
         if value.shape == like.shape:  # laid out as its parameter: the fused step relies on it
             value = torch.empty_like(like).copy_(value)
         state.setdefault(int(index), {})[key] = value

@@ -57,9 +57,9 @@ class Predicted:
     Attributes:
         step_s: wall seconds a training step.
         training_s: wall seconds of fitting one fold, validation included.
-        training_memory_gib: peak resident memory of the training process.
+        training_memory_gib: peak memory of the device while training, a process's on CPUs.
         predicting_s: wall seconds for one case of mean size, reading and writing included.
-        predicting_memory_gib: peak resident memory of predicting the largest case.
+        predicting_memory_gib: the same while predicting the largest case.
     """
 
     step_s: float

@@ -94,6 +94,7 @@ def predict_costs(
     """
     answer = _ask(_Request("predict", plan, *largest))
     best = min(plan.timings, key=lambda timing: timing["step_s"])
+    on_device_gib = cache_gib if plan.execution.device == "cpu" else 0.0
     if isinstance(answer, str):
         raise QinjingError(
             f"a trial prediction failed ({answer}); is there memory for the largest case?"
@@ -103,7 +104,7 @@ def predict_costs(
         predicted=Predicted(
             step_s=best["step_s"],
             training_s=round(training_s, 1),
-            training_memory_gib=round(best["memory_gib"] + cache_gib, 3),
+            training_memory_gib=round(best["memory_gib"] + on_device_gib, 3),
             predicting_s=round(answer["seconds"] * typical + _CASE_OVERHEAD_S, 3),
             predicting_memory_gib=answer["memory_gib"],
         ),
@@ -149,7 +150,9 @@ def _answer(request: _Request) -> dict[str, Any]:
 
     torch.set_num_threads(request.plan.threads)
     measure = {"train": _time_steps, "predict": _time_case, "model": _predict_files}
-    return {**measure[request.kind](request), "memory_gib": round(peak_memory_gib(), 3)}
+    measured = measure[request.kind](request)
+    memory_gib = peak_memory_gib(request.plan.execution.device)
+    return {**measured, "memory_gib": round(memory_gib, 3)}
 
 
 def _time_steps(request: _Request) -> dict[str, float]:
