@@ -166,16 +166,15 @@ def main() -> None:
                 train(config, tell)
     if args.jobs:
         return
-    runs = [run_of(args.work, name, seed) for name in args.only for seed in range(args.seeds)]
+    runs = [run for name in args.only for run in finished(args.work, name)]
     compared = compare_files(runs, args.work / "comparison", args.input)
     result = {
         "command": f"benchmarks/networks.py --steps {args.steps} --seeds {args.seeds} "
         f"--fold {args.fold} --only {' '.join(args.only)}",
         "dataset": args.input.name,
         "test_cases": len(read_json(folder / "splits.json")[0]["val"]),
-        "seeds": args.seeds,
         "rows": [
-            row_of(name, args.work, args.seeds, costs, compared["rows"])
+            row_of(name, args.work, costs, compared["rows"])
             for name, costs in zip(args.only, compared["costs"], strict=True)
         ],
         "environment": read_json(runs[0] / "measured.json")["environment"],  # where it trained
@@ -186,17 +185,10 @@ def main() -> None:
 
 
 def row_of(
-    name: str,
-    work: Path,
-    seeds: int,
-    costs: dict[str, Any],
-    tests: list[dict[str, Any]],
+    name: str, work: Path, costs: dict[str, Any], tests: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Size, steps, every seed's Dice and HD95, and the paired tests against the first network."""
-    means = [
-        read_json(run_of(work, name, seed) / "metrics.json")["mean"]["foreground"]
-        for seed in range(seeds)
-    ]
+    means = [read_json(run / "metrics.json")["mean"]["foreground"] for run in finished(work, name)]
     wanted = ("difference", "wilcoxon_p_holm", "verdict", "n", "left_out")
     return {
         "net": name,
@@ -226,6 +218,11 @@ def file_of(name: str) -> str:
 def run_of(work: Path, name: str, seed: int) -> Path:
     """Where a training lies."""
     return work / file_of(name) / f"seed_{seed}"
+
+
+def finished(work: Path, name: str) -> list[Path]:
+    """Every training of a network that came to its end; some may have more seeds than others."""
+    return sorted(path.parent for path in (work / file_of(name)).glob("seed_*/measured.json"))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--splits", type=Path, required=True)
     parser.add_argument("--budget", type=seconds, default=480.0, help="of each")
-    parser.add_argument("--net", default="subvoxel_unet")
+    parser.add_argument("--net", default="residual_unet")
     args = parser.parse_args()
     fold = read_splits(args.splits)[0]
     opened = open_dataset(args.input)

@@ -60,14 +60,16 @@ def networks(name: str) -> str:
     """What each network reached in the same time, as a table in Markdown, best first."""
     path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.json"
     measured = json.loads(path.read_text(encoding="utf-8"))
-    seeds, cases = measured["seeds"], measured["test_cases"]
+    machine = measured["environment"]
+    where = f"one thread of {machine['processor']}"
+    if machine["accelerator"] != "none":
+        where = f"one {machine['accelerator']}"
     rows = [
-        f"{measured['dataset']}: {cases} test cases, {seeds} seeds, one thread of "
-        f"{measured['environment']['processor']}.",
+        f"{measured['dataset']}: {measured['test_cases']} test cases, {where}.",
         "",
-        "| network | optimiser | million parameters | steps | Dice | HD95, mm | Dice − U-Net's "
-        "| verdict |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
+        "| network | optimiser | million parameters | steps | seeds | Dice | HD95, mm "
+        "| Dice − U-Net's | verdict |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in sorted(measured["rows"], key=lambda row: -mean(row["dice"])):
         beside = row["against"].get("dice")
@@ -80,7 +82,7 @@ def networks(name: str) -> str:
                 gap += f"; HD95: {row['against']['hd95_mm']['verdict']}"
         rows.append(
             f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]} "
-            f"| {row['parameters_million']:.2f} | {row['steps']} "
+            f"| {row['parameters_million']:.2f} | {row['steps']} | {len(row['dice'])} "
             f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} | {gap} |"
         )
     return "\n".join(rows)
@@ -91,6 +93,8 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
+    if len(known) == 1:
+        return f"{known[0]:.{digits}f}"
     return f"{mean(known):.{digits}f} ± {stdev(known):.{digits}f}"
 
 

@@ -195,7 +195,7 @@ def test_training_from_a_trunk(
 
 def test_a_trunk_of_another_network_is_refused(dataset: Path, trunk: Path, tmp_path: Path) -> None:
     overrides = Overrides(net="unet", trunk=str(trunk), steps=3)
-    with pytest.raises(ConfigError, match="the trunk's, subvoxel_unet"):
+    with pytest.raises(ConfigError, match="the trunk's, residual_unet"):
         train(TrainConfig(dataset, tmp_path / "run", overrides=overrides))
     with pytest.raises(ConfigError, match="with a trunk"):
         train(TrainConfig(dataset, tmp_path / "run2", overrides=Overrides(tune="lora", steps=3)))

@@ -38,7 +38,7 @@ class Pretrain(Command):
         ),
     )
     net: str = field(
-        default="subvoxel_unet",
+        default="residual_unet",
         metadata=argument("--net", metavar="NET", help="see `qinjing info`"),
     )
     clustering: str = field(

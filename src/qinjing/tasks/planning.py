@@ -190,10 +190,8 @@ def choices(overrides: Overrides, budget_s: float) -> tuple[Overrides, ...]:
         overrides: what the caller decides, perhaps the network.
         budget_s: wall seconds for fitting.
     """
-    if overrides.net:
+    if overrides.net or overrides.trunk:
         return (overrides,)
-    if overrides.trunk:
-        return (replace(overrides, net=trunk_card(Path(overrides.trunk)).net),)
     folded = replace(overrides, net="subvoxel_unet")
     steps = overrides.steps or budget_s / _QUICKEST_STEP_S[default_device()]
     if steps < _FULL_RESOLUTION_STEPS:
@@ -206,16 +204,18 @@ def decide(fingerprint: Fingerprint, overrides: Overrides) -> Plan:
 
     Args:
         fingerprint: of the cases to learn from.
-        overrides: what the caller decides, the network among it; the folded one where it does not.
+        overrides: what the caller decides, the network among it; where it does not, the trunk's or
+            the folded one.
 
     Raises:
         ConfigError: an override fits neither the network nor the labels.
     """
+    of_trunk = trunk_card(Path(overrides.trunk)).net if overrides.trunk else "subvoxel_unet"
     plan = make_plan(
         fingerprint,
         device=default_device(),
         threads=torch.get_num_threads(),
-        net=overrides.net or "subvoxel_unet",
+        net=overrides.net or of_trunk,
         loss=overrides.loss or "dice_ce",
         spacing_mm=overrides.spacing_mm,
     )

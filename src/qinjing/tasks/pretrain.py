@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from qinjing.evidence import Digested
 
 PROTOTYPES = 256
-_LEARNING_RATE = 1.5e-3
+_RATE = {"adamw": 0.4, "muon": 1.0}  # of the rate that the plan trains with, docs/notes/0010
 _TRIAL_S = 3.0
 _FINISHING_S = 5.0  # what the last files take
 CHECKPOINT_S = 30.0
@@ -74,7 +74,7 @@ class PretrainConfig:
     output: Path
     budget_s: float | None = None
     steps: int | None = None
-    net: str = "subvoxel_unet"
+    net: str = "residual_unet"
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
     splits: Path | None = None
@@ -125,9 +125,11 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
         budget = config.budget_s or DEFAULT_BUDGET_S
         left = max(5.0, budget - (time.monotonic() - start) - _FINISHING_S)
     steps = config.steps or max(20, int(0.93 * (left or 0) / step_s))
+    planned = sources[0].plan.fit
     settings = FitConfig(
         steps,
-        learning_rate=_LEARNING_RATE,
+        learning_rate=_RATE[planned.optimiser] * planned.learning_rate,
+        optimiser=planned.optimiser,
         weight_decay=0.02,
         ema_decay=float(np.clip(1 - 10 / steps, 0.9, 0.9995)),  # a few per cent of the training
         clip_norm=3.0,
@@ -348,7 +350,7 @@ def _fastest(
     for execution in candidates(default_device()):
         task = _task(config, sources, cases, execution.device)
         if gradient_fault(task, execution) is None:
-            settings = FitConfig(10, learning_rate=_LEARNING_RATE)
+            settings = FitConfig(10, optimiser=sources[0].plan.fit.optimiser)
             timings.append((timed_steps(task, settings, execution, _TRIAL_S), execution))
     step_s, best = min(timings, key=lambda timing: timing[0])
     write_json(path, best)
