@@ -11,14 +11,15 @@ as fit into the time of so many of the U-Net's. What the folder has, plans and t
 last command, without it, compares. `--only` names networks; `hybrid:identity` is the hybrid without
 its attention, `unet+muon` and `unet+adamw` another optimiser than the one that the plan takes.
 
-On a GPU the plans, and so the networks, are of the survey's size, and each runs in the memory
-format that is faster for it.
+On a GPU networks have the survey's widths, on as many stages as the patch allows, and each runs in
+the memory format that is faster for it. A table with no `--jobs` takes every seed that is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from qinjing.tasks.train import TrainConfig, train
 
 NETS = ("unet", "hybrid", "hybrid:identity", "residual_unet", "pyramid", "transunet",
         "segresnet", "unetr", "swin_unetr")  # fmt: skip
+# What the attention of the method is worth, then what else it has beyond the residual U-Net.
+CONTRASTS = (("hybrid:identity", "hybrid"), ("residual_unet", "hybrid:identity"))
 EXACT = ("swin_unetr",)  # in bfloat16 a training ended in values that are not finite
 ROUNDS = 5
 TURN_S = {"cpu": 1.0, "cuda": 0.3}
@@ -166,22 +169,35 @@ def main() -> None:
                 train(config, tell)
     if args.jobs:
         return
-    runs = [run for name in args.only for run in finished(args.work, name)]
-    compared = compare_files(runs, args.work / "comparison", args.input)
+    names = [name for name in ("unet", *args.only) if finished(args.work, name)]
+    names = list(dict.fromkeys(names))  # the U-Net first: it is what the others are compared with
+    rows, tests = compared(names, args.work, args.input)
     result = {
-        "command": f"benchmarks/networks.py --steps {args.steps} --seeds {args.seeds} "
-        f"--fold {args.fold} --only {' '.join(args.only)}",
+        "command": f"benchmarks/networks.py --steps {args.steps} --fold {args.fold} "
+        f"--only {' '.join(names)}",
         "dataset": args.input.name,
         "test_cases": len(read_json(folder / "splits.json")[0]["val"]),
         "rows": [
-            row_of(name, args.work, costs, compared["rows"])
-            for name, costs in zip(args.only, compared["costs"], strict=True)
+            row_of(name, args.work, costs, tests) for name, costs in zip(names, rows, strict=True)
         ],
-        "environment": read_json(runs[0] / "measured.json")["environment"],  # where it trained
+        "contrasts": [
+            contrast(pair, args.work, args.input) for pair in CONTRASTS if set(pair) <= set(names)
+        ],
+        # where it trained
+        "environment": read_json(finished(args.work, names[0])[0] / "measured.json")["environment"],
     }
     print(json.dumps(result["rows"], indent=2))
     if args.output:
         write_json(args.output, result)
+
+
+def compared(
+    names: Sequence[str], work: Path, dataset: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Costs of each network, and the paired tests of all against the first."""
+    runs = [run for name in names for run in finished(work, name)]
+    found = compare_files(runs, work / "comparison", dataset)
+    return found["costs"], found["rows"]
 
 
 def row_of(
@@ -189,19 +205,30 @@ def row_of(
 ) -> dict[str, Any]:
     """Size, steps, every seed's Dice and HD95, and the paired tests against the first network."""
     means = [read_json(run / "metrics.json")["mean"]["foreground"] for run in finished(work, name)]
-    wanted = ("difference", "wilcoxon_p_holm", "verdict", "n", "left_out")
     return {
         "net": name,
         "parameters_million": round(costs["parameters_million"], 2),
         "giga_flops": costs["giga_flops"] and round(costs["giga_flops"], 1),
         **read_json(work / "plans" / "steps.json")[name],
         **{key: [rounded(one[key]["mean"], 4) for one in means] for key in ("dice", "hd95_mm")},
-        "against": {
-            row["metric"]: {key: row[key] for key in wanted}
-            for row in tests
-            if (row["run"], row["label"]) == (costs["name"], "foreground")
-            and row["metric"] in ("dice", "hd95_mm")
-        },
+        "against": tested(costs["name"], tests),
+    }
+
+
+def contrast(pair: tuple[str, str], work: Path, dataset: Path) -> dict[str, Any]:
+    """The paired tests of the second of two networks against the first."""
+    costs, tests = compared(pair, work, dataset)
+    return {"baseline": pair[0], "net": pair[1], "against": tested(costs[1]["name"], tests)}
+
+
+def tested(run: str, tests: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the paired tests say of a run's foreground."""
+    wanted = ("difference", "wilcoxon_p_holm", "seeds_p", "verdict", "n", "left_out", "partly")
+    return {
+        row["metric"]: {key: row[key] for key in wanted}
+        for row in tests
+        if (row["run"], row["label"]) == (run, "foreground")
+        and row["metric"] in ("dice", "hd95_mm")
     }
 
 
