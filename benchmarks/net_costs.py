@@ -87,7 +87,8 @@ def step(name: str, window: int, size: str) -> dict[str, float]:
         optimiser.zero_grad()
         outputs = net(image)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        deep_supervision(loss, outputs, target).backward()
+        multiple = getattr(net, "multiple", None)
+        deep_supervision(loss, outputs, target, multiple=multiple).backward()
         optimiser.step()
     return {
         "step_seconds": round(now() - start, 2),

@@ -61,31 +61,53 @@ def networks(name: str) -> str:
     path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.json"
     measured = json.loads(path.read_text(encoding="utf-8"))
     machine = measured["environment"]
-    where = f"one thread of {machine['processor']}"
+    threads = {1: "one thread"}.get(machine["threads"], f"{machine['threads']} threads")
+    where = f"{threads} of {machine['processor']}"
     if machine["accelerator"] != "none":
         where = f"one {machine['accelerator']}"
     rows = [
         f"{measured['dataset']}: {measured['test_cases']} test cases, {where}.",
         "",
-        "| network | optimiser | million parameters | steps | seeds | Dice | HD95, mm "
+        "| network | optimiser, precision | million parameters | steps | seeds | Dice | HD95, mm "
         "| Dice − U-Net's | verdict |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in sorted(measured["rows"], key=lambda row: -mean(row["dice"])):
-        beside = row["against"].get("dice")
-        gap = "baseline |"
-        if beside:
-            low, high = beside["difference"]["low"], beside["difference"]["high"]
-            gap = f"{beside['difference']['mean']:+.4f} [{low:+.4f}, {high:+.4f}] | "
-            gap += beside["verdict"]
-            if "hd95_mm" in row["against"]:
-                gap += f"; HD95: {row['against']['hd95_mm']['verdict']}"
+        seeds = len(row["dice"])
+        gap = f"{difference(row['against'], 'dice', 4)} | {verdicts(row['against'], seeds)}"
         rows.append(
-            f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]} "
-            f"| {row['parameters_million']:.2f} | {row['steps']} | {len(row['dice'])} "
-            f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} | {gap} |"
+            f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]}, {row['precision']} "
+            f"| {row['parameters_million']:.2f} | {row['steps']} | {seeds} "
+            f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} "
+            f"| {gap if row['against'] else 'baseline |'} |"
+        )
+    rows.append("")
+    for pair in measured["contrasts"]:
+        found = pair["against"]
+        rows.append(
+            f"* `{pair['net']}` − `{pair['baseline']}`: Dice {difference(found, 'dice', 4)}, HD95 "
+            f"{difference(found, 'hd95_mm', 2)} mm: {verdicts(found, 2)}"
         )
     return "\n".join(rows)
+
+
+def difference(tests: Mapping[str, Any], metric: str, digits: int) -> str:
+    """Mean of the paired differences and its interval."""
+    if metric not in tests:
+        return ""
+    found = tests[metric]["difference"]
+    low, high = found["low"], found["high"]
+    return f"{found['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def verdicts(tests: Mapping[str, Any], seeds: int) -> str:
+    """What the tests of Dice and HD95 say; one seed speaks of one training."""
+    said = [
+        f"{name}: {tests[metric]['verdict']}"
+        for name, metric in (("Dice", "dice"), ("HD95", "hd95_mm"))
+        if metric in tests
+    ]
+    return "; ".join(said) + (" (of one training)" if seeds == 1 else "")
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:

@@ -10,9 +10,12 @@ import torch
 from qinjing.errors import ConfigError
 from qinjing.losses import (
     LOSSES,
+    BettiMatchingLoss,
+    CentrelineDiceLoss,
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
     DiceLoss,
+    DistanceBoundaryLoss,
     GeneralisedDiceLoss,
     GradientBoundaryLoss,
     ShapeLoss,
@@ -20,6 +23,7 @@ from qinjing.losses import (
     TverskyLoss,
     deep_supervision,
 )
+from qinjing.nets import NETS
 
 LOGITS = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(0, 3, (2, 4, 5, 6), generator=torch.Generator().manual_seed(1))
@@ -64,10 +68,45 @@ def test_relatives_of_dice_equal_monais(per_batch: bool) -> None:
 def test_tversky_of_halves_is_dice_and_its_relatives_refuse_what_they_cannot_use() -> None:
     dice = DiceLoss(smooth=2.0)(LOGITS, TARGET)
     torch.testing.assert_close(TverskyLoss(0.5, 0.5, 1.0)(LOGITS, TARGET), dice)
-    with pytest.raises(ConfigError, match="alpha, beta and smooth"):
-        TverskyLoss(-0.1)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="alpha, beta and smooth"):
+            TverskyLoss(0.5, wrong)
+    with pytest.raises(ConfigError, match="alpha or beta must be above 0"):
+        TverskyLoss(0.0, 0.0, 0.0)
     with pytest.raises(ConfigError, match="smooth"):
         GeneralisedDiceLoss(0.0)
+
+
+@pytest.mark.parametrize(
+    "loss", [DiceLoss(0.0), DiceLoss(0.0, per_batch=False), TverskyLoss(0.0, 0.5, 0.0)]
+)
+def test_what_is_not_there_and_not_found_costs_nothing_without_smoothing(
+    loss: torch.nn.Module,
+) -> None:
+    target = torch.zeros_like(TARGET)
+    logits = torch.zeros(2, 3, 4, 5, 6)
+    logits[:, 0] = 200.0  # the others' probability is 0 to the last bit
+    logits.requires_grad_()
+    value = loss(logits, target)
+    value.backward()
+    assert float(value.detach()) == 0 and not logits.grad.any()
+    # Class 1 is there and found, class 2 is neither.
+    target[:, 0] = 1
+    sure = torch.nn.functional.one_hot(target, 3).movedim(-1, 1) * 200.0
+    assert float(loss(sure, target)) == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_class_is_refused_where_nothing_is_left_of_it(name: str) -> None:
+    if name in ("shape", "topology", "betti_matching"):
+        pytest.importorskip("numba")
+    loss, logits = LOSSES[name](), torch.zeros(1, 1, 2, 2, 2)
+    target = torch.zeros(1, 2, 2, 2, dtype=torch.int64)
+    if name in ("cross_entropy", "generalised_dice"):  # they know the background
+        assert float(loss(logits, target)) == 0
+        return
+    with pytest.raises(ConfigError, match="logits must be of at least 2 classes"):
+        loss(logits, target)
 
 
 def test_dice_by_hand() -> None:
@@ -76,8 +115,12 @@ def test_dice_by_hand() -> None:
     target = torch.ones(1, 1, 1, 2, dtype=torch.int64)
     loss = DiceLoss(smooth=0.0)(logits, target)
     assert float(loss) == pytest.approx(1 - 2 * 0.5 / (0.5 + 2))
-    with pytest.raises(ConfigError, match="smooth"):
-        DiceLoss(smooth=-1.0)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="smooth"):
+            DiceLoss(smooth=wrong)
+    for wrong in ((-1.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
+        with pytest.raises(ConfigError, match=r"weights must be .* \(dice_ce\)"):
+            DiceCrossEntropyLoss(*wrong)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -119,8 +162,85 @@ def test_deep_supervision_knows_where_coarse_voxels_of_padded_images_lie() -> No
         return logits.sum()
 
     # 9 voxels, padded to 16, are 4 at a stride of 4; the last two lie in the padding.
-    deep_supervision(loss, (torch.zeros(1, 2, 9, 1, 1), torch.zeros(1, 2, 4, 1, 1)), target)
+    outputs = (torch.zeros(1, 2, 9, 1, 1), torch.zeros(1, 2, 4, 1, 1))
+    deep_supervision(loss, outputs, target, (16, 1, 1))
     assert seen[1] == [2, 6, 8, 8]
+    # Padded to 12, they are 4 at a stride of 3.
+    deep_supervision(loss, outputs, target, (6, 1, 1))
+    assert seen[3] == [1, 4, 7, 8]
+    with pytest.raises(ConfigError, match=r"whole parts of 9 voxels along D, got 4; .*`multiple`"):
+        deep_supervision(loss, outputs, target)
+    with pytest.raises(ConfigError, match="whole parts of 10 voxels along D, got 4"):
+        deep_supervision(loss, outputs, target, (5, 1, 1))
+    for wrong in ((0, 1, 1), (2, 2)):
+        with pytest.raises(ConfigError, match="multiple must be three numbers"):
+            deep_supervision(loss, outputs, target, wrong)
+
+
+def places(full: int, coarse: tuple[int, ...], multiple: int | None) -> list[list[int]]:
+    """Which voxel along one axis each coarse voxel is held against, for each coarse output."""
+    seen = []
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(target.flatten().tolist())
+        return logits.sum()
+
+    outputs = [torch.zeros(1, 2, n, 1, 1) for n in (full, *coarse)]
+    given = None if multiple is None else (multiple, 1, 1)
+    deep_supervision(loss, outputs, torch.arange(full).view(1, full, 1, 1), given)
+    return seen[1:]
+
+
+@pytest.mark.parametrize(
+    ("full", "coarse", "multiple", "expected"),
+    [
+        (4, (4, 2), 8, [[1, 3, 3, 3], [2, 3]]),  # padded to 8
+        (4, (4, 2), 4, [[0, 1, 2, 3], [1, 3]]),  # the same lengths, not halved at first
+        (4, (8, 4, 2), 16, [[1, 3, 3, 3, 3, 3, 3, 3], [2, 3, 3, 3], [3, 3]]),
+        (4, (4, 2), None, [[0, 1, 2, 3], [1, 3]]),
+        (2, (2, 2), None, [[0, 1], [0, 1]]),  # two slices that are never halved
+        (4, (2,), None, [[1, 3]]),
+        (1, (4, 2), 8, [[0, 0, 0, 0], [0, 0]]),
+        (1, (4, 2), None, None),
+        (5, (4, 2), 8, [[1, 3, 4, 4], [2, 4]]),
+        (5, (4, 2), None, None),
+        (17, (12, 6), 24, [[*range(1, 17, 2), 16, 16, 16, 16], [2, 6, 10, 14, 16, 16]]),
+        (9, (3,), None, [[1, 4, 7]]),
+        (25, (9, 3), 27, [[1, 4, 7, 10, 13, 16, 19, 22, 24], [4, 13, 22]]),
+        (3, (9, 3), 27, [[1, 2, 2, 2, 2, 2, 2, 2, 2], [2, 2, 2]]),
+        (4, (2, 8), None, None),
+    ],
+)
+def test_coarse_voxels_are_held_against_what_lies_at_their_centre(
+    full: int, coarse: tuple[int, ...], multiple: int | None, expected: list[list[int]] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(ConfigError, match="pass the network's total strides as `multiple`"):
+            places(full, coarse, multiple)
+    else:
+        assert places(full, coarse, multiple) == expected
+
+
+@pytest.mark.parametrize("name", ["subvoxel_unet", "residual_unet"])
+def test_deep_supervision_fits_what_networks_return(name: str) -> None:
+    net = NETS[name](1, 2)
+    image = torch.rand(1, 1, 4, 13, 16)
+    outputs = net(image)
+    target = (image[:, 0] > 0.5).long()
+    padded = torch.nn.functional.pad(image, (0, 0, 0, 3, 0, 4), mode="replicate")[:, 0]
+    seen = []
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(target)
+        return logits.sum()
+
+    deep_supervision(loss, outputs, target, net.multiple)
+    for output, held in zip(outputs[1:], seen[1:], strict=True):
+        d, h, w = (n // m for n, m in zip((8, 16, 16), output.shape[2:], strict=True))
+        centres = (padded > 0.5).long()[:, d // 2 :: d, h // 2 :: h, w // 2 :: w]
+        assert torch.equal(held, centres)
+    with pytest.raises(ConfigError, match="along H, got 8, 4; pass"):
+        deep_supervision(loss, outputs, target)
 
 
 def test_terms_of_shape_come_in_along_the_schedule() -> None:
@@ -158,10 +278,59 @@ def test_the_papers_sum_has_no_cross_entropy() -> None:
         ShapeLoss(boundary_weight=-1.0)
 
 
+@pytest.mark.parametrize(
+    ("boundary", "edges"), [("boundary", GradientBoundaryLoss), ("distance", DistanceBoundaryLoss)]
+)
+@pytest.mark.parametrize(
+    ("topology", "parts", "options"),
+    [
+        ("topology", TopologyLoss, {"order": 1.0}),
+        ("betti_matching", BettiMatchingLoss, {"weights": (1.0, 0.5, 0.0)}),
+        ("cldice", CentrelineDiceLoss, {"iterations": 2}),
+    ],
+)
+def test_any_term_of_shape_can_be_added(
+    boundary: str, edges: type, topology: str, parts: type, options: dict
+) -> None:
+    pytest.importorskip("numba")
+    loss = LOSSES["shape"](
+        2.0, 3.0, 4.0, 5.0, topology=options, boundary_term=boundary, topology_term=topology
+    )
+    expected = (
+        2 * DiceLoss()(LOGITS, TARGET)
+        + 3 * edges()(LOGITS, TARGET)
+        + 4 * parts(**options)(LOGITS, TARGET)
+        + 5 * CrossEntropyLoss()(LOGITS, TARGET)
+    )
+    torch.testing.assert_close(loss(LOGITS, TARGET), expected)
+    assert LOSSES[boundary] is edges and LOSSES[topology] is parts
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"boundary_term": "distanz"}, "one of boundary, distance, got distanz; did you mean dist"),
+        ({"topology_term": "betti"}, "one of topology, betti_matching, cldice, got betti"),
+        ({"topology": {"weight": (1, 1, 1)}}, r"one of weights, order, .*, got weight"),
+        ({"topology": {"iterations": 3}}, "got iterations"),
+        ({"topology_term": "cldice", "topology": {"order": 1}}, "one of iterations, smooth, got o"),
+        ({"topology": "cldice"}, "options of its term, got cldice .*topology_term"),
+        ({"topology": {"weights": (1, -1, 1)}}, "weights must be three"),
+    ],
+)
+def test_wrong_terms_and_options_are_refused_whatever_their_weight(
+    weight: float, wrong: dict, said: str
+) -> None:
+    pytest.importorskip("numba")
+    with pytest.raises(ConfigError, match=said):
+        ShapeLoss(boundary_weight=weight, topology_weight=weight, **wrong)
+
+
 def test_coarse_maps_get_no_terms_of_shape() -> None:
     pytest.importorskip("numba")
     loss, coarse = ShapeLoss(), torch.randn(2, 3, 2, 3, 3)
-    both = deep_supervision(loss, (LOGITS, coarse), TARGET)
+    both = deep_supervision(loss, (LOGITS, coarse), TARGET, (2, 2, 2))
     small = TARGET[:, 1::2, 1::2, 1::2]
     small = torch.nn.functional.pad(small, (0, 0, 0, 1)) if small.shape[2] == 2 else small
     small[:, :, 2] = TARGET[:, 1::2, 4, 1::2]  # an odd axis: the last block has one voxel
@@ -176,3 +345,6 @@ def test_without_a_topology_term_numba_is_not_asked_for(monkeypatch: pytest.Monk
     torch.testing.assert_close(loss(LOGITS, TARGET), expected)
     with pytest.raises(ConfigError, match=r"numba must be installed.*qinjing\[topology\]"):
         ShapeLoss()
+    with pytest.raises(ConfigError, match="got weight"):
+        ShapeLoss(topology_weight=0.0, topology={"weight": (1, 1, 1)})
+    assert torch.isfinite(ShapeLoss(topology_term="cldice")(LOGITS, TARGET))

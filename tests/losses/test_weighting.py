@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qinjing.errors import ConfigError
-from qinjing.losses import CrossEntropyLoss, lesion_weights, reweight_gradients
+from qinjing.losses import CrossEntropyLoss, lesion_weights, reweight_gradients, weighting
 from qinjing.losses.weighting import channel_weights
 from qinjing.nets import NETS
 
@@ -47,10 +47,10 @@ class TwoStages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stages = nn.ModuleList(nn.Sequential(nn.Conv3d(2, 2, 1)) for _ in range(2))
+        self.encoders = nn.ModuleList(nn.Sequential(nn.Conv3d(2, 2, 1)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for stage in self.stages:
+        for stage in self.encoders:
             x = stage(x)
         return x
 
@@ -58,7 +58,7 @@ class TwoStages(nn.Module):
 def test_gradients_are_scaled_stage_by_stage_as_worked_out_by_hand() -> None:
     x = torch.rand(2, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     net = TwoStages()
-    first, second = (stage[0] for stage in net.stages)
+    first, second = (stage[0] for stage in net.encoders)
     middle = first(x)
     last = second(middle)
     at_last = 2 * last.detach()  # of the loss Σ y²
@@ -82,21 +82,54 @@ def test_gradients_are_scaled_stage_by_stage_as_worked_out_by_hand() -> None:
     assert not torch.allclose(plain, expected_second)
 
 
-@pytest.mark.parametrize("name", ["subvoxel_unet", "unet", "transunet", "hybrid", "pyramid"])
-def test_every_net_of_ours_has_stages_and_forward_stays_the_same(name: str) -> None:
+@pytest.mark.parametrize("name", NETS)
+def test_every_net_has_the_channels_of_its_stages_weighed_or_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    net = NETS[name](1, 2)
-    x = torch.rand(1, 1, 16, 32, 32)
-    before = net(x)
-    before = (before if isinstance(before, torch.Tensor) else before[0]).detach()
-    assert reweight_gradients(net, 0.5)
-    after = net(x)
-    torch.testing.assert_close(after if isinstance(after, torch.Tensor) else after[0], before)
+    if not isinstance(NETS[name], type):  # another package's
+        pytest.importorskip("monai")
+        pytest.importorskip("einops")
+        assert name not in weighting._HAVE_STAGES
+        with pytest.raises(ConfigError, match=r"encoders and decoders .*, hybrid, pyramid do$"):
+            reweight_gradients(NETS[name](1, 2, size="tiny"), 0.5)
+        return
+    assert name in weighting._HAVE_STAGES
+    seen = []
+
+    def watched(features: torch.Tensor, gradient: torch.Tensor, strength: float) -> torch.Tensor:
+        weights = channel_weights(features, gradient, strength)
+        seen.append((len(weights), features.shape))
+        return weights
+
+    monkeypatch.setattr(weighting, "channel_weights", watched)
+    widths = (8, 16, 24)  # none is a length of a map of 20 voxels, or of 24 where they are padded
+    options = {} if name == "subvoxel_unet" else {"size": "tiny"}
+    net = NETS[name](1, 2, widths=widths, **options)
+    x = torch.rand(2, 1, 20, 20, 20)
+    before = _finest(net(x)).detach()
+    handles = reweight_gradients(net, 0.5)
+    after = _finest(net(x))
+    torch.testing.assert_close(after, before)
+    after.square().sum().backward()
+    # Three stages down, two up, each once, channels on axis 1.
+    assert sorted(count for count, _ in seen) == [8, 8, 16, 16, 24] and len(handles) == 5
+    assert all(shape[:2] == (2, count) for count, shape in seen)
+    assert not {n for _, shape in seen for n in shape[2:]} & set(widths)
 
 
-def test_a_net_without_stages_is_refused() -> None:
-    with pytest.raises(ConfigError, match="built of stages"):
+def _finest(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def test_nets_without_stages_and_stages_without_maps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"encoders and decoders .* got Conv3d"):
         reweight_gradients(nn.Conv3d(1, 1, 1), 0.5)
+    net = TwoStages()
+    net.encoders[1].append(nn.Flatten(2))
+    reweight_gradients(net, 0.5)
+    with pytest.raises(ConfigError, match=r"a map \(B, C, D, H, W\), got \(1, 2, 8\)"):
+        net(torch.rand(1, 2, 2, 2, 2))
 
 
 def authors_weights(cc: np.ndarray, w_min: float, w_max: float) -> np.ndarray:

@@ -15,6 +15,8 @@ from tests.tasks.test_train import AFFINE, write_case
 
 from qinjing import evidence
 from qinjing.config import read_json, write_json
+from qinjing.data import cache
+from qinjing.data.cache import IGNORED
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import write_nifti
 from qinjing.data.splits import read_splits, write_splits
@@ -28,10 +30,12 @@ from qinjing.tasks import pretrain as room
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
 from qinjing.tasks.judge_trunk import JudgeConfig, judge_trunk
 from qinjing.tasks.label_curve import CHOICES, METHODS, LabelCurveConfig, label_curve
+from qinjing.tasks.mean_teacher import MeanTeacherTask
 from qinjing.tasks.planning import Overrides, decide, default_splits, measure
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
 from qinjing.tasks.probes import collapse_measures, linear_vote, nearest_vote
+from qinjing.tasks.segment import SegmentTask
 from qinjing.tasks.select import SelectConfig, describer, k_centres, select
 from qinjing.tasks.train import TrainConfig, train
 from qinjing.volume import Volume
@@ -256,6 +260,34 @@ def test_the_teacher_is_heard(dataset: Path, plan: Plan, tmp_path: Path) -> None
         train(TrainConfig(dataset, run, splits=splits, plan=tmp_path / "plan.json"))
         weights.append(load_tensors(run / "fold_0" / "weights.safetensors")[0])
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_blocks_of_labelled_patches_lie_among_unlabelled_ones(
+    dataset: Path, plan: Plan, tmp_path: Path
+) -> None:
+    opened = open_dataset(dataset)
+    cache.prepare(opened.cases, tmp_path, plan.preprocessing, plan.label_values)
+    cases = [cache.load(tmp_path, case.case_id) for case in opened.cases]
+    taught = replace(plan, unlabelled_weight=1.0)
+    torch.manual_seed(0)
+    task = MeanTeacherTask(plan.model.build(), taught, cases[:1], cases[1:4], cases[4:], seed=1)
+    task.follow({name: value.clone() for name, value in task.net.state_dict().items()})
+    inputs, targets = task.batch(5, 0)
+    labelled, weak, mixed = inputs.split(plan.batch_size)
+    labels, pasted = targets.split(plan.batch_size)
+    from_labelled = (mixed == labelled).all(1)
+    shares = (pasted != IGNORED).flatten(1).float().mean(1)
+    assert torch.equal(from_labelled, pasted != IGNORED)
+    assert torch.equal(pasted[from_labelled], labels[from_labelled])
+    assert ((shares > 0.1) & (shares < 0.9)).all()
+    assert not torch.equal(weak, mixed)
+    # The teacher says nothing before it knows something.
+    task.net.eval()
+    with torch.no_grad():
+        alone = SegmentTask(task.net, plan, cases[:1], cases[4:], seed=1).loss(labelled, labels, 0)
+        early, late = (task.loss(inputs, targets, share) for share in (0.1, 0.9))
+    torch.testing.assert_close(early, alone)
+    assert late > early
 
 
 def test_the_label_curve(dataset: Path, trunk: Path, tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from torch import nn
 from qinjing.losses.betti_matching import BettiMatchingLoss
 from qinjing.losses.boundary import DistanceBoundaryLoss, GradientBoundaryLoss
 from qinjing.losses.centreline import CentrelineDiceLoss
-from qinjing.losses.composite import DiceCrossEntropyLoss, ShapeLoss, deep_supervision
+from qinjing.losses.composite import (
+    BOUNDARY_TERMS,
+    TOPOLOGY_TERMS,
+    DiceCrossEntropyLoss,
+    ShapeLoss,
+    deep_supervision,
+)
 from qinjing.losses.cross_entropy import CrossEntropyLoss
 from qinjing.losses.dice import DiceLoss, GeneralisedDiceLoss, TverskyLoss
 from qinjing.losses.topology import TopologyLoss
@@ -22,11 +28,8 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "generalised_dice": GeneralisedDiceLoss,
     "tversky": TverskyLoss,
     "cross_entropy": CrossEntropyLoss,
-    "boundary": GradientBoundaryLoss,
-    "distance": DistanceBoundaryLoss,
-    "topology": TopologyLoss,
-    "betti_matching": BettiMatchingLoss,
-    "cldice": CentrelineDiceLoss,
+    **BOUNDARY_TERMS,
+    **TOPOLOGY_TERMS,
 }
 
 __all__ = [

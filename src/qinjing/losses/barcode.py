@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
+from qinjing.losses.classes import class_maps
 from qinjing.losses.wasserstein import diagonal_factor
 
 
@@ -42,13 +43,15 @@ class BarcodeLoss(nn.Module, ABC):
         where: the name of the loss in messages.
 
     Raises:
-        ConfigError: a weight is out of range, or Numba, which compiles the pairing, is missing.
+        ConfigError: a weight is out of range, or Numba, which compiles the pairing, is not
+            installed (extra `qinjing[topology]`).
     """
 
     def __init__(self, weights: Sequence[float], where: str) -> None:
         super().__init__()
-        if len(weights) != 3 or min(weights) < 0:
-            raise ConfigError("weights", "three numbers, at least 0", weights, where=where)
+        if len(weights) != 3 or not all(0 <= weight < inf for weight in weights):
+            rule = "three finite numbers, at least 0"
+            raise ConfigError("weights", rule, weights, where=where)
         if find_spec("numba") is None:  # said now, not in the middle of a training
             advice = "pip install 'qinjing[topology]'"
             raise ConfigError("numba", "installed", "nothing", where=where, advice=advice)
@@ -62,14 +65,14 @@ class BarcodeLoss(nn.Module, ABC):
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
 
         Raises:
-            GeometryError: the logits hold NaN.
+            GeometryError: the logits hold NaN or +∞, or a map is larger than `persistence_pairs`
+                takes.
+            ConfigError: no class is left beside the background.
         """
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        probability = F.softmax(logits, dim=1)[:, 1:]
-        classes = torch.arange(1, logits.shape[1], device=target.device)
-        truth = (target[:, None] == classes.view(1, -1, 1, 1, 1)).to(probability)
-        probability, truth = self._prepare(probability, truth)
+        probability, mask = class_maps(logits, target)
+        probability, truth = self._prepare(probability, mask.to(probability))
         maps = list(zip(probability.flatten(0, 1), truth.flatten(0, 1), strict=True))
         count = len(maps)
         maps = self._choose(maps)

@@ -24,7 +24,9 @@ class BettiMatchingLoss(BarcodeLoss):
     samples and classes.
 
     A wrong feature and a missing one do not make up for each other, as they do in `TopologyLoss`.
-    What belongs together changes at once as the prediction does, and the loss with it.
+    What belongs together changes at once as the prediction does, and the loss with it. Between a
+    feature's birth and death it looks at no voxel: add it to losses that do, as
+    `ShapeLoss(topology_term="betti_matching")` does.
 
     The pairs are found on the CPU, `torch.get_num_threads()` maps at a time.
 
@@ -32,7 +34,8 @@ class BettiMatchingLoss(BarcodeLoss):
         weights: λ_0, λ_1, λ_2; a dimension of weight 0 is not counted.
 
     Raises:
-        ConfigError: a weight is out of range.
+        ConfigError: a weight is out of range, or Numba is not installed (extra
+            `qinjing[topology]`); when called, no class is left beside the background.
 
     Source: Stucki et al. 2023, arXiv:2211.15272 (half of the loss there);
     Stucki et al. 2024, arXiv:2407.04683 (three dimensions).

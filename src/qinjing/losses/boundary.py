@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
+from qinjing.losses.classes import class_maps
 
 
 class GradientBoundaryLoss(nn.Module):
@@ -16,6 +16,9 @@ class GradientBoundaryLoss(nn.Module):
     Gradients are central differences, one-sided at the border, in units of one over a voxel; axes
     of a single voxel have none. Only voxels near an edge of either map cost anything, each as much
     as the edges there differ in place or sharpness.
+
+    Raises:
+        ConfigError: when called, no class is left beside the background.
 
     Source: the paper, section 3.1.1; arXiv:1511.05440 (the gradient difference loss, of images).
     """
@@ -27,12 +30,12 @@ class GradientBoundaryLoss(nn.Module):
             logits: (B, K, D, H, W).
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
         """
-        probability, truth = _foreground(logits, target)
+        probability, truth = class_maps(logits, target)
         axes = [axis for axis in (2, 3, 4) if logits.shape[axis] > 1]
         if not axes:
             return probability.sum() * 0
         # The gradient is linear, so that one of the difference does for both maps.
-        slopes = torch.gradient(probability - truth, dim=axes)
+        slopes = torch.gradient(probability - truth.to(probability), dim=axes)
         return torch.linalg.vector_norm(torch.stack(slopes), dim=0).mean()
 
 
@@ -42,10 +45,11 @@ class DistanceBoundaryLoss(nn.Module):
     φ is positive outside and negative inside, so that false voxels cost in proportion to how far
     off they are. Subtracting y makes a perfect prediction cost 0 and changes no gradient. Classes
     that a sample lacks have no boundary: they count as 0. It tells nothing of region sizes: add it
-    to a loss that does.
+    to losses that do, as `ShapeLoss(boundary_term="distance")` does.
 
     Raises:
-        ConfigError: SciPy, which computes distances, is not installed.
+        ConfigError: when called, SciPy, which computes distances, is not installed, or no class is
+            left beside the background.
 
     Source: Kervadec et al. 2019, arXiv:1812.07032.
     """
@@ -57,10 +61,11 @@ class DistanceBoundaryLoss(nn.Module):
             logits: (B, K, D, H, W).
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
         """
-        probability, truth = _foreground(logits, target)
-        masks = truth.flatten(0, 1).cpu().numpy() > 0
+        probability, truth = class_maps(logits, target)
+        masks = truth.flatten(0, 1).cpu().numpy()
         maps = np.stack([signed_distance(mask) for mask in masks]).reshape(truth.shape)
-        return ((probability - truth) * torch.from_numpy(maps).to(probability)).mean()
+        wrong = probability - truth.to(probability)
+        return (wrong * torch.from_numpy(maps).to(probability)).mean()
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -86,11 +91,3 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     outside = distance_transform_edt(~mask)
     inside = distance_transform_edt(mask)
     return np.where(mask, 1 - inside, outside)
-
-
-def _foreground(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities of the foreground classes and their truth, both (B, K − 1, D, H, W)."""
-    probability = F.softmax(logits, dim=1)[:, 1:]
-    classes = torch.arange(1, logits.shape[1], device=target.device)
-    truth = target[:, None] == classes.view(1, -1, 1, 1, 1)
-    return probability, truth.to(probability)

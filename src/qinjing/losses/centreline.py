@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
+from qinjing.losses.classes import class_maps
 
 
 class CentrelineDiceLoss(nn.Module):
@@ -14,15 +17,17 @@ class CentrelineDiceLoss(nn.Module):
 
     clDice = 2 P S / (P + S): P is the share of the prediction's skeleton that lies in the truth, S
     the share of the truth's skeleton that lies in the prediction, both sums over all foreground
-    classes of a sample. The result is the mean over samples.
+    classes of a sample. The result is the mean over samples. It looks at centrelines alone: add it
+    to a loss of regions, as `ShapeLoss(topology_term="cldice")` does.
 
     Args:
         iterations: how often the mask is eroded to find its skeleton: at least the radius, in
             voxels, of the widest tube.
-        smooth: added to numerator and denominator of both shares, above 0.
+        smooth: added to numerator and denominator of both shares, finite and above 0.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range; when called, no class is left beside the
+            background.
 
     Source: Shit et al. 2021, arXiv:2003.07311.
     """
@@ -31,8 +36,8 @@ class CentrelineDiceLoss(nn.Module):
         super().__init__()
         if iterations < 0:
             raise ConfigError("iterations", "at least 0", iterations, where="cldice")
-        if smooth <= 0:
-            raise ConfigError("smooth", "above 0", smooth, where="cldice")
+        if not 0 < smooth < inf:
+            raise ConfigError("smooth", "finite and above 0", smooth, where="cldice")
         self.iterations, self.smooth = iterations, smooth
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -42,9 +47,8 @@ class CentrelineDiceLoss(nn.Module):
             logits: (B, K, D, H, W).
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K.
         """
-        probability = F.softmax(logits, dim=1)[:, 1:]
-        classes = torch.arange(1, logits.shape[1], device=target.device)
-        truth = (target[:, None] == classes.view(1, -1, 1, 1, 1)).to(probability)
+        probability, mask = class_maps(logits, target)
+        truth = mask.to(probability)
         precision = self._share(soft_skeleton(probability, self.iterations), truth)
         sensitivity = self._share(soft_skeleton(truth, self.iterations), probability)
         return 1 - (2 * precision * sensitivity / (precision + sensitivity)).mean()

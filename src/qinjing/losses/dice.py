@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qinjing.errors import ConfigError
+from qinjing.losses.classes import class_maps
 
 
 class DiceLoss(nn.Module):
@@ -16,14 +18,15 @@ class DiceLoss(nn.Module):
     over the samples of the batch as well, which steadies classes that some patches lack.
 
     Args:
-        smooth: s, at least 0; the paper's formula has 0.
+        smooth: s, finite and at least 0; the paper's formula has 0. With 0 a class that is not
+            there costs 1 however low its probability, and 0 where that is exactly 0.
         per_batch: sum over the batch before dividing.
         background: count class 0 as well.
         ignored: target value of voxels that nobody labelled, which count for nothing.
         squared: Σ y² + Σ ŷ² below the line, which pulls probabilities to 0 and 1.
 
     Raises:
-        ConfigError: `smooth` is negative.
+        ConfigError: `smooth` is out of range; when called, no class is left beside the background.
 
     Source: the paper, section 3.1.1; arXiv:1606.04797 (V-Net) where squared.
     """
@@ -37,8 +40,8 @@ class DiceLoss(nn.Module):
         squared: bool = False,
     ) -> None:
         super().__init__()
-        if smooth < 0:
-            raise ConfigError("smooth", "at least 0", smooth, where="dice")
+        if not 0 <= smooth < inf:
+            raise ConfigError("smooth", "finite and at least 0", smooth, where="dice")
         self.smooth = smooth
         self.per_batch = per_batch
         self.background = background
@@ -52,12 +55,12 @@ class DiceLoss(nn.Module):
             logits: (B, K, D, H, W).
             target: (B, D, H, W) int64 class indices, 0 ≤ value < K, or `ignored`.
         """
-        probability, truth = _classes(logits, target, self.background, self.ignored)
+        probability, truth = class_maps(logits, target, self.background, self.ignored)
         axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
         shared = (probability * truth).sum(axes)
         sizes = probability.square() if self.squared else probability
         total = sizes.sum(axes) + truth.sum(axes)
-        return 1 - ((2 * shared + self.smooth) / (total + self.smooth)).mean()
+        return 1 - _share(2 * shared + self.smooth, total + self.smooth).mean()
 
 
 class GeneralisedDiceLoss(nn.Module):
@@ -69,13 +72,13 @@ class GeneralisedDiceLoss(nn.Module):
     Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
 
     Args:
-        smooth: s, above 0.
+        smooth: s, finite and above 0.
         per_batch: sum over the batch before dividing.
         background: count class 0 as well.
         ignored: target value of voxels that nobody labelled, which count for nothing.
 
     Raises:
-        ConfigError: `smooth` is not positive.
+        ConfigError: `smooth` is out of range; when called, no class is left beside the background.
 
     Source: arXiv:1707.03237 (Sudre et al.).
     """
@@ -88,13 +91,13 @@ class GeneralisedDiceLoss(nn.Module):
         ignored: int | None = None,
     ) -> None:
         super().__init__()
-        if smooth <= 0:
-            raise ConfigError("smooth", "positive", smooth, where="generalised_dice")
+        if not 0 < smooth < inf:
+            raise ConfigError("smooth", "finite and above 0", smooth, where="generalised_dice")
         self.smooth, self.per_batch = smooth, per_batch
         self.background, self.ignored = background, ignored
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        probability, truth = _classes(logits, target, self.background, self.ignored)
+        probability, truth = class_maps(logits, target, self.background, self.ignored)
         axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
         volumes = truth.sum(axes).to(probability.dtype)
         weights = torch.where(volumes > 0, 1 / volumes.square().clamp_min(1), 0)
@@ -114,15 +117,15 @@ class TverskyLoss(nn.Module):
     Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 class indices.
 
     Args:
-        alpha: α, at least 0.
-        beta: β, at least 0.
-        smooth: s, at least 0.
+        alpha: α, finite and at least 0.
+        beta: β, the same; one of them is above 0, or else nothing would cost anything.
+        smooth: s, finite and at least 0. With 0 a class costs 0 where both lines are 0.
         per_batch: sum over the batch before dividing.
         background: count class 0 as well.
         ignored: target value of voxels that nobody labelled, which count for nothing.
 
     Raises:
-        ConfigError: a number is negative.
+        ConfigError: a number is out of range; when called, no class is left beside the background.
 
     Source: arXiv:1706.05721 (Salehi et al.).
     """
@@ -137,30 +140,27 @@ class TverskyLoss(nn.Module):
         ignored: int | None = None,
     ) -> None:
         super().__init__()
-        if min(alpha, beta, smooth) < 0:
-            given = (alpha, beta, smooth)
-            raise ConfigError("alpha, beta and smooth", "at least 0", given, where="tversky")
+        given = (alpha, beta, smooth)
+        if not all(0 <= number < inf for number in given):
+            rule = "finite and at least 0"
+            raise ConfigError("alpha, beta and smooth", rule, given, where="tversky")
+        if alpha == beta == 0:
+            raise ConfigError("alpha or beta", "above 0", (alpha, beta), where="tversky")
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
         self.per_batch, self.background, self.ignored = per_batch, background, ignored
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        probability, truth = _classes(logits, target, self.background, self.ignored)
+        probability, truth = class_maps(logits, target, self.background, self.ignored)
         axes = (0, 2, 3, 4) if self.per_batch else (2, 3, 4)
         shared = (probability * truth).sum(axes)
         wrong = probability.sum(axes) - shared
         missed = truth.sum(axes) - shared
         below = shared + self.alpha * wrong + self.beta * missed
-        return 1 - ((shared + self.smooth) / (below + self.smooth)).mean()
+        return 1 - _share(shared + self.smooth, below + self.smooth).mean()
 
 
-def _classes(
-    logits: Tensor, target: Tensor, background: bool, ignored: int | None
-) -> tuple[Tensor, Tensor]:
-    """Probabilities, 0 where nobody labelled, and truth, (B, K or K − 1, D, H, W) each."""
-    first = 0 if background else 1
-    classes = torch.arange(first, logits.shape[1], device=target.device)
-    truth = target[:, None] == classes.view(1, -1, 1, 1, 1)
-    probability = F.softmax(logits, dim=1)[:, first:]
-    if ignored is not None:
-        probability = probability * (target != ignored)[:, None]
-    return probability, truth
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """`part` / `whole`, and 1 where both are 0: what is not there was not found either."""
+    nothing = whole == 0
+    # Divided by 1 there: a NaN that is not taken would still come back in the gradient.
+    return torch.where(nothing, 1.0, part / torch.where(nothing, 1.0, whole))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ class TopologyLoss(BarcodeLoss):
     birth 1 and death 0. The component that never dies is matched with the truth's, so that the
     highest probability of a class is drawn to 1 where the class is there and to 0 where it is not.
     The result is the mean over samples and classes. It knows how many parts there are, not where:
-    add it to a loss that does.
+    add it to losses that do, as `ShapeLoss` does.
 
     The pairs are found on the CPU, `torch.get_num_threads()` maps at a time.
 
     Args:
         weights: λ_0, λ_1, λ_2; a dimension of weight 0 is not counted.
-        order: of the Wasserstein distance; 2, the usual one in losses, weighs the few large errors
-            above the many small ones (GUDHI's own default is 1).
+        order: of the Wasserstein distance, finite; 2, the usual one in losses, weighs the few large
+            errors above the many small ones (GUDHI's own default is 1).
         inner_norm: p of the norm in the plane of births and deaths; 2 is the usual one in losses
             (GUDHI's own default is infinity).
         downsample: first average blocks of this many voxels along each axis, of both maps.
@@ -39,7 +40,8 @@ class TopologyLoss(BarcodeLoss):
             are joined outside the box count as apart. None looks at the whole map.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or Numba is not installed (extra
+            `qinjing[topology]`); when called, no class is left beside the background.
 
     Source: the paper, section 3.1.1; Clough et al. 2020, arXiv:1910.01877; Hu et al. 2019,
     arXiv:1906.05404.
@@ -59,6 +61,8 @@ class TopologyLoss(BarcodeLoss):
         ):  # fmt: skip
             if not value >= 1:
                 raise ConfigError(name, "at least 1", value, where="topology")
+        if order == inf:
+            raise ConfigError("order", "finite", order, where="topology")
         if crop_margin is not None and crop_margin < 0:
             raise ConfigError("crop_margin", "at least 0", crop_margin, where="topology")
         self.order, self.inner_norm = order, inner_norm

@@ -14,6 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from qinjing.errors import ConfigError
 
 _MOST = 4.0  # bound on a channel's weight before all are scaled to mean 1
+_STAGES = ("encoders", "decoders")  # where a network lists its stages
+# Named, not looked up: losses never import networks. A test holds this against `NETS`.
+_HAVE_STAGES = ("subvoxel_unet", "unet", "residual_unet", "transunet", "hybrid", "pyramid")
 
 
 def reweight_gradients(net: nn.Module, strength: float) -> list[RemovableHandle]:
@@ -28,11 +31,13 @@ def reweight_gradients(net: nn.Module, strength: float) -> list[RemovableHandle]
     Weights are found anew in every step, from nothing but that step, so that a resumed run goes on
     to the same bits. Forward passes do not change.
 
+    Stages are what a network lists in its module lists `encoders` and `decoders`, and nothing
+    within them: blocks inside may hold their channels elsewhere than in second place.
+
     Shapes: outputs of stages (B, C, D, H, W).
 
     Args:
-        net: a network of which each innermost child of a `ModuleList` is a stage, single layers
-            (heads) apart.
+        net: a network that lists its stages, as all of ours do; MONAI's do not.
         strength: 0 changes nothing; 1 weighs in proportion to importance; negative values favour
             what matters least so far.
 
@@ -40,21 +45,17 @@ def reweight_gradients(net: nn.Module, strength: float) -> list[RemovableHandle]
         Handles; `remove()` each to undo it.
 
     Raises:
-        ConfigError: the network has no stages.
+        ConfigError: the network lists no stages; in training, one of them returns no such map.
 
     Source: arXiv:1906.10771 (importance, Molchanov et al. 2019); the paper, section 3.2, names
     "dynamic gradient re-weighting" and gives no formula.
     """
-    stages = [
-        stage
-        for part in net.modules()
-        if isinstance(part, nn.ModuleList)
-        for stage in part
-        if any(stage.children())
-        and not any(isinstance(inner, nn.ModuleList) for inner in stage.modules())
-    ]
+    stages = [stage for name in _STAGES for stage in getattr(net, name, ())]
     if not stages:
-        raise ConfigError("net", "built of stages to weigh gradients", type(net).__name__)
+        raise ConfigError(
+            "net", f"one that lists its {' and '.join(_STAGES)} so that gradients can be weighed",
+            type(net).__name__, advice=f"{', '.join(_HAVE_STAGES)} do",
+        )  # fmt: skip
     return [stage.register_forward_hook(_weigher(strength)) for stage in stages]
 
 
@@ -75,9 +76,12 @@ def channel_weights(features: Tensor, gradient: Tensor, strength: float) -> Tens
 
 def _weigher(strength: float) -> Callable[[nn.Module, object, object], None]:
     def watch(module: nn.Module, inputs: object, output: object) -> None:
-        if not (module.training and isinstance(output, Tensor) and output.requires_grad):
+        if not module.training:
             return
-        if output.ndim != 5:  # tokens have no channel axis in second place
+        if not isinstance(output, Tensor) or output.ndim != 5:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError("a stage's output", "a map (B, C, D, H, W)", got)
+        if not output.requires_grad:
             return
         features = output.detach()
 

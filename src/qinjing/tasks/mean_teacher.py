@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qinjing.data.cache import CachedCase
+from qinjing.data.cache import IGNORED, CachedCase
 from qinjing.data.patches import batch_of_patches, draw_cases
 from qinjing.data.transforms import augmentation_from_config, strong_intensity
 from qinjing.engine import parallel
@@ -19,7 +19,10 @@ from qinjing.engine.plan import Plan
 from qinjing.nets.pretrainer import first_of
 from qinjing.tasks.segment import SegmentTask
 
-_RAMP = 0.3  # share of the schedule over which the teacher's word gains its full weight
+# Share of the schedule before which the teacher, who knows little yet, says nothing, and share over
+# which its word then gains its full weight.
+_START = 0.3
+_RAMP = 0.3
 _SURE = 0.6  # probability of its class from which the teacher is believed
 
 
@@ -27,8 +30,9 @@ class MeanTeacherTask(SegmentTask):
     """Learn to label voxels, from a teacher too where there is no label.
 
     A batch has as many unlabelled patches as labelled ones. The teacher, the moving average
-    of the weights, sees them as they lie, the student changed in grey values and with blocks
-    hidden. The student learns the class that the teacher is sure of.
+    of the weights, sees them as they lie; the student sees them changed in grey values and with a
+    block of a labelled patch in its place among them, or all but a block. There it learns the
+    label, elsewhere the class that the teacher is sure of.
 
     Args:
         net: as for `SegmentTask`.
@@ -39,7 +43,8 @@ class MeanTeacherTask(SegmentTask):
         seed: with a step and a rank it decides every draw.
 
     Source: arXiv:1703.01780 (Mean Teacher), arXiv:2001.07685 (FixMatch: sure classes as targets,
-        weak and strong views).
+        weak and strong views), arXiv:2305.00673 (blocks of labelled images among unlabelled ones
+        and the other way round).
     """
 
     def __init__(
@@ -66,9 +71,10 @@ class MeanTeacherTask(SegmentTask):
         self.teacher.requires_grad_(False)
 
     def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
-        """Return labelled patches, then unlabelled ones weakly and strongly changed; their labels.
+        """Return labelled patches, unlabelled ones as they lie, and the latter changed and mixed.
 
-        Shapes: (3·B, C, D, H, W) float32; (B, D, H, W) int64.
+        Shapes: (3·B, C, D, H, W) float32; (2·B, D, H, W) int64, labels of the first, and of what
+        was mixed into the last, `IGNORED` elsewhere.
         """
         images, labels = super().batch(step, rank)
         size, device = self.plan.batch_size, self.plan.execution.device
@@ -81,22 +87,30 @@ class MeanTeacherTask(SegmentTask):
         weak, unused = weak.to(device), unused.to(device)
         weak, unused = self.spatial.apply(weak, unused, self.spatial.draw(rng, size))
         strong, _ = self.strong.apply(weak, unused, self.strong.draw(rng, size))
-        strong = hide_block(strong.clone(), rng)
-        return torch.cat([images, weak, strong]), labels
+        pasted = blocks(rng, labels.shape).to(device)
+        mixed = torch.where(pasted[:, None], images, strong)
+        return torch.cat([images, weak, mixed]), torch.cat([labels, labels.where(pasted, IGNORED)])
 
     def loss(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         """Return the plan's loss on what is labelled, and the teacher's on the rest."""
-        labelled, weak, strong = inputs.split(self.plan.batch_size)
+        labelled, weak, mixed = inputs.split(self.plan.batch_size)
+        targets, pasted = targets.split(self.plan.batch_size)
         supervised = super().loss(labelled, targets, share)
+        weight = self.plan.unlabelled_weight * min(1.0, max(0.0, share - _START) / _RAMP)
+        if not weight:
+            return supervised
+        known = pasted != IGNORED
         with torch.no_grad():
             told = first_of(self.teacher(weak)).float().softmax(1)
+            true = F.one_hot(pasted * known, told.shape[1]).movedim(-1, 1).float()
+            told = torch.where(known[:, None], true, told)
         sure, classes = told.max(1)
-        scores = first_of(self.net(strong)).float()
+        scores = first_of(self.net(mixed)).float()
         believed = (sure > _SURE).float()
         entropy = F.cross_entropy(scores, classes, reduction="none")
         part = (entropy * believed).sum() / believed.sum().clamp_min(1)
         part = part + soft_overlap_loss(scores.softmax(1), told)
-        return supervised + self.plan.unlabelled_weight * min(1.0, share / _RAMP) * part
+        return supervised + weight * part
 
 
 def soft_overlap_loss(found: Tensor, told: Tensor) -> Tensor:
@@ -107,19 +121,23 @@ def soft_overlap_loss(found: Tensor, told: Tensor) -> Tensor:
     return 1 - (2 * overlap / total.clamp_min(1e-6)).mean()
 
 
-def hide_block(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Set a block of a third to a half of each axis to the image's mean, in place.
+def blocks(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Return a block of half to two thirds of each axis in each patch, or all but it, as a mask.
 
-    Source: arXiv:1708.04552 (Cutout).
+    Shapes: → (B, D, H, W) bool for `shape` of the four.
+
+    Source: arXiv:2305.00673 (Bidirectional Copy-Paste: blocks of two thirds).
     """
-    for image in images:
+    masks = np.zeros(shape, bool)
+    for mask in masks:
         box = []
-        for n in image.shape[1:]:
-            length = max(1, int(n * rng.uniform(0.33, 0.5)))
+        for n in mask.shape:
+            length = max(1, round(n * rng.uniform(0.5, 0.67)))
             start = int(rng.integers(n - length + 1))
             box.append(slice(start, start + length))
-        image[(slice(None), *box)] = image.mean()
-    return images
+        mask[tuple(box)] = True
+    inside = rng.random(len(masks)) < 0.5
+    return torch.from_numpy(masks ^ ~inside[:, None, None, None])
 
 
 def learning_task(

@@ -74,7 +74,8 @@ class SegmentTask:
         outputs = self.net(inputs)
         if isinstance(outputs, Tensor):
             return self.criterion(outputs.float(), targets)
-        return deep_supervision(self.criterion, outputs, targets)
+        multiple = getattr(self.net, "multiple", None)
+        return deep_supervision(self.criterion, outputs, targets, multiple=multiple)
 
     def follow(self, average: Mapping[str, Tensor]) -> None:
         """Nothing is learnt from a teacher."""

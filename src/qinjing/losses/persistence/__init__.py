@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.nda
     lies outside the image never comes in.
 
     Args:
-        image: (D, H, W), or (H, W), finite values.
+        image: (D, H, W), or (H, W), finite values. With a layer of one voxel around it, a slice
+            being (1, H, W), it has at most 2²⁶ voxels: a cube of 404, a slice of 4727 squared.
         sublevel: let voxels come in from the lowest value upwards, not from the highest down.
 
     Returns:
@@ -28,14 +30,15 @@ def persistence_pairs(image: np.ndarray, sublevel: bool = False) -> tuple[np.nda
         first row of dimension 0 is the component that never dies; its death is −1.
 
     Raises:
-        GeometryError: the image is empty, has another number of axes or holds NaN.
+        GeometryError: the image is empty or too large, has another number of axes, or holds NaN or
+            an infinity.
         ConfigError: Numba, which compiles the pairing, is not installed.
 
     Source: arXiv:2206.13932, doi:10.1109/TPAMI.2011.95; see `_stars` and `_pairing`.
     """
     _pairing, _stars = _compiled("_pairing", "_stars")
     _check(image)
-    level = _padded(_levels(-image if sublevel else image))
+    level = _padded(-_levels(image) if sublevel else _levels(image))
     stars, remains = np.zeros(level.shape, np.uint32), np.zeros(level.shape, np.uint32)
     _stars.find_stars(level, stars, remains)
     steps = _steps(level.shape)
@@ -74,7 +77,8 @@ def match_features(probability: np.ndarray, truth: np.ndarray) -> tuple[Matching
     the truth that are born together at 1 are told apart by the map's values, then by place.
 
     Args:
-        probability: (D, H, W), or (H, W), values from 0 to 1.
+        probability: (D, H, W), or (H, W), values from 0 to 1; no larger than `persistence_pairs`
+            takes.
         truth: the same shape, bool.
 
     Returns:
@@ -82,8 +86,8 @@ def match_features(probability: np.ndarray, truth: np.ndarray) -> tuple[Matching
         are matched with each other; their death is −1.
 
     Raises:
-        GeometryError: the map is empty, has another number of axes or shape, holds NaN or a value
-            that is no probability.
+        GeometryError: the map is empty or too large, has another number of axes or shape, holds
+            NaN or a value that is no probability.
         ConfigError: Numba, which compiles the pairing, is not installed.
 
     Source: Stucki et al. 2023, arXiv:2211.15272; Bauer and Lesnick 2015, arXiv:1311.3681.
@@ -135,19 +139,23 @@ def _compiled(*names: str) -> list[ModuleType]:
 
 
 def _check(image: np.ndarray) -> None:
-    if image.ndim not in (2, 3) or not image.size or np.isnan(image).any():
-        got = f"shape {image.shape}" if image.ndim not in (2, 3) or not image.size else "NaN"
-        raise GeometryError("image", "(D, H, W) or (H, W) without NaN", got)
+    if image.ndim not in (2, 3) or not image.size:
+        raise GeometryError("image", "(D, H, W) or (H, W) and not empty", f"shape {image.shape}")
+    (_pairing,) = _compiled("_pairing")
+    most = 1 << _pairing.PLACE_BITS
+    if prod(n + 2 for n in (1, *image.shape)[-3:]) > most:
+        rule = f"at most {most} voxels with a layer of one around it"
+        raise GeometryError("image", rule, f"shape {image.shape}")
+    if not np.isfinite(image).all():
+        raise GeometryError("image", "of finite values", "NaN or an infinity")
 
 
 def _padded(inside: np.ndarray) -> np.ndarray:
     """Levels with a layer around them that comes first."""
-    _pairing, _stars = _compiled("_pairing", "_stars")
+    (_stars,) = _compiled("_stars")
     shape = (1,) * (3 - inside.ndim) + inside.shape
     level = np.full([n + 2 for n in shape], _stars.OUTSIDE, np.int32)
     level[1:-1, 1:-1, 1:-1] = inside.reshape(shape)
-    if level.size > 1 << _pairing.PLACE_BITS:
-        raise GeometryError("image", f"at most {1 << _pairing.PLACE_BITS} voxels", inside.size)
     return level
 
 
