@@ -2,12 +2,12 @@
 
     python -m pytest tests/gpu
 
-needs torch with CUDA, nibabel and pytest; networks of MONAI are skipped without it.
+needs what Qinjing itself depends on, nibabel and SciPy among it, with a torch that has CUDA, and
+pytest. Networks of MONAI and losses that Numba compiles are skipped where these are missing.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,11 @@ from tests.nets.test_nets import tiny
 from tests.tasks.test_train import write_case
 
 from qinjing.config import read_config, read_json
+from qinjing.data import cache
+from qinjing.data.layouts import open_dataset
 from qinjing.engine.device import Execution
 from qinjing.engine.fit import FitConfig, fit
+from qinjing.engine.log import read_events
 from qinjing.engine.muon import orthogonal
 from qinjing.engine.plan import Plan
 from qinjing.engine.trial import gradient_fault
@@ -27,8 +30,12 @@ from qinjing.nets import NETS
 from qinjing.tasks.planning import Overrides
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.pretrain import PretrainConfig, pretrain
+from qinjing.tasks.segment import SegmentTask
 from qinjing.tasks.train import TrainConfig, train
 
+# What some losses import where they are used.
+NEEDED = {"shape": "numba", "topology": "numba", "betti_matching": "numba", "distance": "scipy"}
+HELD_OUT = 10_000  # the step whose batch validates
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -40,7 +47,7 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_net_gives_the_logits_and_gradients_of_a_cpu(name: str) -> None:
-    image = torch.randn(2, 1, 8, 16, 16)
+    image = torch.randn(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     found = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
@@ -60,8 +67,8 @@ def test_a_net_gives_the_logits_and_gradients_of_a_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_gives_the_value_and_gradient_of_a_cpu(name: str) -> None:
-    if name == "cldice":
-        pytest.importorskip("monai")
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 3, 6, 8, 8, generator=generator)
     target = torch.randint(0, 3, (2, 6, 8, 8), generator=generator)
@@ -85,17 +92,33 @@ def test_a_stopped_run_goes_on_where_it_stood(
     whole = fit(OnGpu(), config, execution, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fit(OnGpu(20), config, execution, tmp_path / "cut")
-    resumed = fit(OnGpu(), config, execution, tmp_path / "cut", resume=True)
+    task = OnGpu()
+    resumed = fit(task, config, execution, tmp_path / "cut", resume=True)
+    assert task.asked == list(range(20, 40))
+    told = [
+        [(event["kind"], event["step"]) for event in read_events(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert told[0] == told[1]
     # Sums on a GPU come in no fixed order, so that bits may differ.
     assert resumed.score == pytest.approx(whole.score, abs=0.02)
     assert all(value.is_cuda for value in resumed.weights.values())
 
 
 class OnGpu(Balls):
-    """`Balls` whose validation looks where the network is."""
+    """`Balls` whose validation looks where the network is, and that counts its batches."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__(stop_at)
+        self.asked: list[int] = []
+
+    def batch(self, step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if step != HELD_OUT:
+            self.asked.append(step)
+        return super().batch(step, rank)
 
     def validate(self, net: torch.nn.Module) -> dict[str, float]:
-        image, label = self.batch(10_000, 0)
+        image, label = self.batch(HELD_OUT, 0)
         with torch.no_grad():
             right = net(image.cuda()).argmax(1).cpu() == label
         return {"score": float(right.float().mean())}
@@ -108,15 +131,23 @@ def test_orthogonal_updates_agree_with_a_cpus() -> None:
     )
 
 
-def test_a_wrong_gradient_is_not_seen_in_bfloat16(dataset: Path, run: Path) -> None:
-    from qinjing.tasks.segment import SegmentTask
-
-    plan = read_config(run / "plan.json", Plan)
-    from qinjing.tasks.probe import _made_up_case, _Request
-
-    case = _made_up_case(_Request("train", plan, (24, 24, 24), (1.0, 1.0, 1.0)))
-    task = SegmentTask(plan.model.build(), plan, [case], [case], 0)
+def test_gradients_in_bfloat16_agree_with_float32s(task: SegmentTask) -> None:
     assert gradient_fault(task, Execution("cuda", "bf16", True)) is None
+
+
+def test_a_wrong_gradient_in_bfloat16_is_reported(
+    task: SegmentTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = task.net.get_submodule("head")
+    right = head.forward
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        return -4 * right(x) if torch.is_autocast_enabled("cuda") else right(x)
+
+    monkeypatch.setattr(head, "forward", wrong)
+    fault = gradient_fault(task, Execution("cuda", "bf16", True))
+    assert fault is not None and "in bf16 is" in fault
+    assert gradient_fault(task, Execution("cuda", "fp32", True)) is None
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +164,17 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "run"
     train(TrainConfig(dataset, output, overrides=Overrides(net="residual_unet", steps=150)))
     return output
+
+
+@pytest.fixture
+def task(dataset: Path, run: Path, tmp_path: Path) -> SegmentTask:
+    """What the plan trains, untrained, on one case."""
+    plan = read_config(run / "plan.json", Plan)
+    case = open_dataset(dataset).cases[0]
+    cache.prepare([case], tmp_path / "cache", plan.preprocessing, plan.label_values)
+    cached = cache.load(tmp_path / "cache", case.case_id)
+    torch.manual_seed(0)
+    return SegmentTask(plan.model.build(), plan, [cached], [cached], 0)
 
 
 def test_planned_and_trained_here_it_finds_what_it_is_to_find(run: Path) -> None:
@@ -162,7 +204,3 @@ def test_a_trunk_is_pre_trained_here(dataset: Path, tmp_path: Path) -> None:
     done = pretrain(PretrainConfig((dataset,), tmp_path / "trunk", steps=20))
     assert done["steps"] == 20
     assert done["measures"]["feature_rank"] > 1
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-q"]))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from qinjing.errors import ConfigError
 from qinjing.nets import Hybrid
+from qinjing.nets.hybrid import share_of_attention
 
 
 def make(**options: object) -> Hybrid:
@@ -47,6 +48,16 @@ def test_gates_tell_the_share_of_attention(image: torch.Tensor) -> None:
     for joint in net.joints:
         torch.nn.init.constant_(joint.gate.bias, 40.0)
     torch.testing.assert_close(net.gates(image), torch.ones(2, 3))
+
+
+def test_of_nothing_attention_has_no_share() -> None:
+    nothing, something = torch.zeros(1, 2, 2, 2, 2), torch.ones(1, 2, 2, 2, 2)
+    for kept, given, share in (
+        (nothing, nothing, 0.0), (something, nothing, 0.0), (nothing, -something, 1.0),
+        (3 * something, -something, 0.25),
+    ):  # fmt: skip
+        assert share_of_attention(kept, given, (1, 2, 3, 4)).tolist() == [share]
+        assert share_of_attention(kept, given, (1,)).flatten().tolist() == [share] * 8
 
 
 def test_the_small_size_has_one_convolution_at_full_resolution() -> None:

@@ -14,7 +14,12 @@ from qinjing.engine.checkpoint import ModelCard, load_model, save_model
 from qinjing.engine.fuse import fuse
 from qinjing.errors import ConfigError
 from qinjing.nets import NETS
-from qinjing.nets.blocks import channels_to_voxels, complete_stages, voxels_to_channels
+from qinjing.nets.blocks import (
+    ConvNorm,
+    channels_to_voxels,
+    complete_stages,
+    voxels_to_channels,
+)
 
 BASELINES = ("swin_unetr", "unetr", "segresnet")
 STAGED = [name for name in NETS if name not in BASELINES]
@@ -112,6 +117,16 @@ def test_options_that_do_not_fit_are_refused(name: str) -> None:
         make(name, widths=(8, 16, 16))
     with pytest.raises(ConfigError, match="odd"):
         make(name, kernels=((2, 3, 3), (3, 3, 3)))
+    for widths in ((9, 18), (17, 34)):
+        with pytest.raises(ConfigError, match="widths must be multiples of four from eight on"):
+            make(name, widths=widths)
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 4])
+@pytest.mark.parametrize("name", BASELINES)
+def test_other_dimensions_are_refused(name: str, spatial_dims: int) -> None:
+    with pytest.raises(ConfigError, match=f"spatial_dims must be 2 or 3, got {spatial_dims}"):
+        NETS[name](size="tiny", spatial_dims=spatial_dims)
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "subvoxel_unet"])
@@ -154,6 +169,26 @@ def test_folding_is_pixel_unshuffle_and_is_undone() -> None:
 def test_coarse_outputs_while_training(name: str) -> None:
     outputs = make(name).train()(torch.randn(1, 1, 8, 16, 16))
     assert [tuple(o.shape[2:]) for o in outputs] == [(8, 16, 16), (8, 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["residual_unet", "hybrid"])
+def test_coarse_outputs_are_of_all_decoders_but_the_finest(name: str) -> None:
+    image = torch.randn(1, 1, 16, 16, 16)
+    outputs = NETS[name](size="small").train()(image)
+    assert [o.shape[-1] for o in outputs] == [16, 8, 4]  # of three decoders
+    assert isinstance(make(name).train()(image), torch.Tensor)  # two stages
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "lengths"),
+    [((3, 1, 5), (1, 1, 1), (8, 9, 10)), ((2, 2, 1), (2, 2, 1), (4, 4, 10)),
+     ((3, 3, 3), (2, 2, 2), (3, 4, 4))],
+)  # fmt: skip
+def test_the_size_after_a_convolution_is_as_said(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], lengths: tuple[int, int, int]
+) -> None:
+    found = ConvNorm(1, 4, kernel, stride)(torch.randn(1, 1, 8, 9, 10))
+    assert found.shape[2:] == lengths
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qinjing.errors import ConfigError
 from qinjing.nets import PyramidTransformer
 from qinjing.nets.pyramid import Attention, unwindows, windows
 
@@ -116,6 +117,17 @@ def _held(net: PyramidTransformer) -> tuple[float, float]:
         nn.init.constant_(layer.weight, 0.5)
         nn.init.zeros_(layer.bias)
     return -2.0, 2.0
+
+
+def test_a_width_is_of_whole_heads() -> None:
+    for widths in ((24, 48), (8, 16)):  # a head of the small size has 16 channels
+        with pytest.raises(ConfigError, match="widths must be multiples of the 16 channels of a"):
+            PyramidTransformer(widths=widths)
+
+
+def test_five_levels_are_taken_too() -> None:
+    net = PyramidTransformer(widths=(8, 8, 8, 8, 8), size="tiny").train()
+    assert len(net(torch.randn(1, 1, 32, 32, 32))) == 5
 
 
 def test_the_small_size_has_four_levels_and_all_of_them_learn() -> None:

@@ -7,9 +7,10 @@ import torch
 from tests.nets.test_nets import make, tiny
 from torch import Tensor
 
+from qinjing.errors import ConfigError
 from qinjing.nets import NETS
 from qinjing.nets.low_rank import LowRank, add_low_rank, merged_weights
-from qinjing.nets.pretrainer import first_of
+from qinjing.nets.pretrainer import Pretrainer, first_of
 from qinjing.nets.trunk import class_bound, take_over
 
 
@@ -83,3 +84,9 @@ def test_low_rank_additions_change_nothing_at_first_and_merge(name: str) -> None
     with torch.no_grad():
         torch.testing.assert_close(plain(image), changed, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(changed, before)
+
+
+def test_without_a_planar_twin_no_slice_can_be_seen() -> None:
+    net = Pretrainer(torch.nn.Identity(), None, 1, 1, 4, (2, 2, 2))
+    with pytest.raises(ConfigError, match="planar must be a network that sees single slices"):
+        net.plane_features(torch.randn(1, 1, 4, 4, 4), 0, 1)

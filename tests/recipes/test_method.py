@@ -24,6 +24,16 @@ def test_every_variant_can_be_built(name: str) -> None:
         build(LOSSES, "loss", recipe.loss, **(recipe.loss_options or {}))
 
 
+def test_the_ablation_of_networks_holds_every_network() -> None:
+    made = variants("networks")
+    assert {one.net for one in made.values()} == set(NETS)
+    assert next(iter(made.values())).net == "unet"
+    again = [(name, one.net_options) for name, one in made.items() if one.net_options]
+    assert again == [("hybrid without attention", {"attention": "identity"})]
+    assert len(made) == len(NETS) + 1
+    assert {(one.loss, one.gradient_weighting) for one in made.values()} == {("dice_ce", None)}
+
+
 @pytest.mark.parametrize(
     ("variant", "field"),
     [

@@ -220,6 +220,30 @@ def test_files_are_written_whole_and_say_the_same(tmp_path, scores):
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_pictures_are_told_apart_in_words(tmp_path, scores):
+    first, second = scores
+    hd = np.full((20, 2), 3.0)
+    nearer = hd - np.linspace(0.5, 1.5, 40).reshape(20, 2)
+    nearer[:2] = 3.0
+    nearer[2:5] = 9.0
+    paths = write(tmp_path, method=table(first, hd), less=table(second, nearer))
+    result = compare_files(paths, tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    bars, points = re.findall(r'<img class="picture" [^>]*alt="([^"]*)"', page)
+    dice, far = (row(result, metric, "foreground") for metric in ("dice", "hd95_mm"))
+    assert f"less, Dice: +{dice['difference']['mean']:.4f}" in bars and dice["verdict"] in bars
+    assert "less, HD95 in mm: " in bars and bars.endswith(far["verdict"])
+    better = int((second.mean(1) > first.mean(1)).sum())
+    assert f"less, Dice: {better} better, {20 - better} worse, 0 equal" in points
+    assert "less, HD95 in mm: 15 better, 3 worse, 2 equal" in points
+    # In an ablation the baseline itself is called "method".
+    header = page.split('<th scope="col">Label</th>')[1].split("</tr>")[0]
+    assert "baseline</th>" in header and "run</th>" in header and "method" not in header
+    caption = re.search(r"<figcaption><p>Run − baseline over all labels.*?</p>", page)
+    other = ("no difference shown", "too few to test", "spread of seeds", "mean and ranks disagree")
+    assert caption is not None and all(words in caption[0] for words in other)
+
+
 def test_names_cannot_break_the_pages(tmp_path, scores):
     first, second = scores
     labels = ("<b>liver</b>|", "$x$ =1+1")

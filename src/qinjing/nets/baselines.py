@@ -43,11 +43,13 @@ def swin_unetr(
         spatial_dims: 2 treats every slice as an image of its own.
 
     Raises:
-        ConfigError: no such size, or MONAI is not installed.
+        ConfigError: no such size, other dimensions than 2 or 3, or MONAI is not installed.
 
     Source: arXiv:2201.01266 (Hatamizadeh et al.).
     """
-    net = _monai("SwinUNETR")(**_swin_arguments(in_channels, classes, size, spatial_dims))
+    net = _monai("SwinUNETR", spatial_dims)(
+        **_swin_arguments(in_channels, classes, size, spatial_dims)
+    )
     return Padded(net, (MULTIPLE["swin_unetr"],) * 3, spatial_dims)
 
 
@@ -81,13 +83,13 @@ def unetr(
         patch_size: the largest image along (D, H, W), since positions are learned one by one.
 
     Raises:
-        ConfigError: no such size, or MONAI is not installed.
+        ConfigError: no such size, other dimensions than 2 or 3, or MONAI is not installed.
 
     Source: arXiv:2103.10504 (Hatamizadeh et al.).
     """
     options, m = of_size(_UNETR, size, "unetr"), MULTIPLE["unetr"]
     d, h, w = (-(-n // m) * m for n in patch_size)
-    net: Any = _monai("UNETR")(
+    net: Any = _monai("UNETR", spatial_dims)(
         in_channels,
         classes,
         img_size=(d, h, w)[3 - spatial_dims :],
@@ -112,11 +114,13 @@ def segresnet(
         spatial_dims: 2 treats every slice as an image of its own.
 
     Raises:
-        ConfigError: no such size, or MONAI is not installed.
+        ConfigError: no such size, other dimensions than 2 or 3, or MONAI is not installed.
 
     Source: arXiv:1810.11654 (Myronenko), without its auto-encoder.
     """
-    net = _monai("SegResNet")(**_segresnet_arguments(in_channels, classes, size, spatial_dims))
+    net = _monai("SegResNet", spatial_dims)(
+        **_segresnet_arguments(in_channels, classes, size, spatial_dims)
+    )
     return Padded(net, (MULTIPLE["segresnet"],) * 3, spatial_dims)
 
 
@@ -166,7 +170,7 @@ class Padded(nn.Module):
     Args:
         net: takes and returns maps of `spatial_dims` dimensions.
         multiple: edge values are added up to a multiple along (D, H, W).
-        spatial_dims: 2 runs slices one by one.
+        spatial_dims: 3, or 2 to run slices one by one.
         largest: image along (D, H, W) that the network can take, None where there is no bound.
 
     Source: arXiv:2201.01266; padding is the plain way.
@@ -176,8 +180,6 @@ class Padded(nn.Module):
         self, net: nn.Module, multiple: Triple, spatial_dims: int, largest: Triple | None = None
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ConfigError("spatial_dims", "2 or 3", spatial_dims)
         self.net, self.flat, self.largest = net, spatial_dims == 2, largest
         self.multiple: Triple = (1, *multiple[1:]) if self.flat else multiple
 
@@ -200,7 +202,14 @@ class Padded(nn.Module):
 _GROUP_NORM = ("group", {"num_groups": 4})
 
 
-def _monai(name: str) -> Callable[..., nn.Module]:
+def _monai(name: str, spatial_dims: int) -> Callable[..., nn.Module]:
+    """The constructor of a network of MONAI, once what it would refuse in its own words is checked.
+
+    Raises:
+        ConfigError: other dimensions than 2 or 3, or MONAI is not installed.
+    """
+    if spatial_dims not in (2, 3):
+        raise ConfigError("spatial_dims", "2 or 3", spatial_dims, where=name)
     try:
         import_module("einops")  # MONAI asks for it no sooner than in `forward`
         found: Callable[..., nn.Module] = getattr(import_module("monai.networks.nets"), name)

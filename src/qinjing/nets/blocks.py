@@ -24,7 +24,11 @@ def norm(channels: int) -> nn.Module:
 
     Source: arXiv:1803.08494 (Wu and He, Group Normalization).
     """
-    return nn.GroupNorm(max(1, channels // 4), channels)
+    return nn.GroupNorm(_groups(channels), channels)
+
+
+def _groups(channels: int) -> int:
+    return max(1, channels // 4)
 
 
 def same_padding(kernel: Triple) -> Triple:
@@ -37,9 +41,14 @@ def same_padding(kernel: Triple) -> Triple:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution that keeps the size (or divides it by `stride`), normalisation, optional ReLU.
+    """Convolution, normalisation, optional ReLU.
 
-    Shapes: (B, in, D, H, W) → (B, out, D/stride, H/stride, W/stride).
+    Without a stride an odd kernel keeps the size. With one nothing is padded: a kernel as long as
+    the stride takes the image block by block, any other loses voxels at the far ends.
+
+    Shapes: (B, in, D, H, W) → (B, out, D, H, W) without a stride and with an odd kernel,
+    (B, out, D/stride, H/stride, W/stride) where kernel and stride are equal and divide D, H and W,
+    else along each axis ⌊(n − kernel)/stride⌋ + 1 of n voxels.
 
     Source: arXiv:1606.06650 (3D U-Net).
     """
@@ -180,13 +189,19 @@ def check_stages(
     """Check that a network's per-stage options fit together.
 
     Raises:
-        ConfigError: lengths differ, or a value is not positive.
+        ConfigError: lengths differ, a value is not positive, a kernel is even, or a width cannot be
+            normalised in groups of four channels.
     """
     if not len(widths) == len(strides) == len(kernels) >= 1:
         lengths = f"{len(widths)}, {len(strides)} and {len(kernels)} entries"
         raise ConfigError("widths, strides and kernels", "equally many, one a stage", lengths)
     if min(widths) < 1 or min(map(min, strides)) < 1:
         raise ConfigError("widths and strides", "positive", f"{widths}, {strides}")
+    if any(width % _groups(width) for width in widths):
+        raise ConfigError(
+            "widths", "multiples of four from eight on", tuple(widths),
+            advice="channels are normalised in groups of four",
+        )  # fmt: skip
     if any(k < 1 or k % 2 == 0 for kernel in kernels for k in kernel):
         raise ConfigError("kernels", "odd and positive", kernels)
 

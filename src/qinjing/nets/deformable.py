@@ -158,7 +158,8 @@ class _WeightedRows(torch.autograd.Function):
 
     torch's own gradient of `embedding_bag` took a hundred times as long as its value on a CPU. The
     gradient of the table is a weighted sum of rows as well, with the roles of bag and row swapped,
-    and is computed as one: sorted, so that equal seeds give equal bits on a GPU too.
+    and is computed as one: sorted, so that it is summed in a fixed order on a GPU, too. That is
+    said of this gradient alone: other sums of a step there come in no fixed order.
     """
 
     @staticmethod

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class _Size:
     joined: int
 
 
-# "paper": 67.3 million parameters with four channels and four classes, Table 2 of the survey.
+# "paper": 67.5 million parameters with four channels and four classes (the survey: 67.3).
 SIZES = {
     "tiny": _Size(24, 1, 2, 2, 2, 0),
     "small": _Size(96, 2, 3, 2, 2, 2),
@@ -68,7 +69,8 @@ class Hybrid(ResidualUNet):
     Stages from the fourth, 1/8, downwards give tokens: one scale of four stages, two of five.
 
     Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
-    returns a tuple: full-resolution logits first, then one coarser map per decoder level.
+    returns a tuple: full-resolution logits first, then a coarser map of each decoder level but the
+    finest. With two stages or one there is no such level, and logits alone are returned.
 
     Args:
         in_channels: image channels.
@@ -127,10 +129,8 @@ class Hybrid(ResidualUNet):
         self.joints = nn.ModuleList(map(Gate, widths[self.joined :]))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        local = self.encode(x)
-        pairs = zip(local[self.joined :], self._context(local), strict=True)
-        joined = [joint(*pair) for joint, pair in zip(self.joints, pairs, strict=True)]
-        return self.decode([*local[: self.joined], *joined], x.shape)
+        finer, meetings = self._meetings(x)
+        return self.decode([*finer, *(joint(*pair) for joint, pair in meetings)], x.shape)
 
     def paths(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return what each path gives to each joined scale, finest first; a scale's sum goes on.
@@ -138,22 +138,21 @@ class Hybrid(ResidualUNet):
         Shapes: (B, in_channels, D, H, W) → a pair of (B, width, D', H', W') each: convolutions,
         attention.
         """
-        local = self.encode(x)
-        pairs = zip(local[self.joined :], self._context(local), strict=True)
-        return [
-            joint.parts(*pair)  # type: ignore[operator]
-            for joint, pair in zip(self.joints, pairs, strict=True)
-        ]
+        return [joint.parts(*pair) for joint, pair in self._meetings(x)[1]]
 
     def gates(self, x: Tensor) -> Tensor:
         """Return the share of attention in what each joined scale passes on.
 
-        The share is Σ|attention's part| / (Σ|attention's part| + Σ|convolutions' part|).
-
         Shapes: (B, in_channels, D, H, W) → (B, scales) in 0..1, finest first.
         """
-        sums = [[part.abs().flatten(1).sum(1) for part in pair] for pair in self.paths(x)]
-        return torch.stack([given / (given + kept) for kept, given in sums], dim=1)
+        shares = [share_of_attention(*pair, axes=(1, 2, 3, 4)) for pair in self.paths(x)]
+        return torch.stack(shares, dim=1)
+
+    def _meetings(self, x: Tensor) -> tuple[list[Tensor], list[tuple[Any, tuple[Tensor, Tensor]]]]:
+        """Maps finer than the joined ones; of each joined scale its gate and what meets there."""
+        local = self.encode(x)
+        pairs = zip(local[self.joined :], self._context(local), strict=True)
+        return local[: self.joined], list(zip(self.joints, pairs, strict=True))
 
     def _context(self, local: list[Tensor]) -> list[Tensor]:
         """What the transformer path has for every joined scale, in the scale's own width."""
@@ -162,6 +161,22 @@ class Hybrid(ResidualUNet):
         for rise in reversed(self.rises):
             context.insert(0, rise(context[0]))
         return context
+
+
+def share_of_attention(kept: Tensor, given: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return attention's share in what goes on: Σ|given| / (Σ|given| + Σ|kept|), 0 of nothing.
+
+    Shapes: twice (B, width, D, H, W), as `Hybrid.paths` returns them → the axes that are left.
+
+    Args:
+        kept: what the convolutions give.
+        given: what attention gives.
+        axes: to sum over.
+
+    Source: none; what a gate's (1 − g)·local + g·context is made of.
+    """
+    of_convolutions, of_attention = (part.abs().sum(tuple(axes)) for part in (kept, given))
+    return of_attention / (of_attention + of_convolutions).clamp_min(1e-12)
 
 
 class ContextPath(nn.Module):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qinjing.errors import ConfigError
 from qinjing.nets.blocks import Triple
 
 HIDDEN, EMBEDDING = 256, 64
@@ -81,8 +82,15 @@ class Pretrainer(nn.Module):
         return first_of(self.trunk(image))
 
     def plane_features(self, image: Tensor, axis: int, index: int) -> Tensor:
-        """Return features of one slice across an axis (0, 1, 2: D, H, W), its length there 1."""
-        assert self.planar is not None
+        """Return features of one slice across an axis (0, 1, 2: D, H, W), its length there 1.
+
+        Raises:
+            ConfigError: it was built without a planar twin.
+        """
+        if self.planar is None:
+            raise ConfigError(
+                "planar", "a network that sees single slices", "none", where="pretrainer"
+            )
         plane = image.narrow(axis + 2, index, 1).movedim(axis + 2, 2)
         return first_of(self.planar(plane)).movedim(2, axis + 2)
 

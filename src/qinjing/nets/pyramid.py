@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qinjing.errors import ConfigError
 from qinjing.nets.blocks import Triple, complete_stages, of_size, same_padding
 from qinjing.nets.subvoxel_unet import SubvoxelUNet
-from qinjing.nets.transformer import FeedForward, attend, check_heads
+from qinjing.nets.transformer import FeedForward, attend
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ SIZES = {
 class PyramidTransformer(SubvoxelUNet):
     """Levels of windowed attention within and full attention across slices, and a decoder.
 
-    There are four levels, or as many as `widths`, `strides` and `kernels` say: a plan takes those
-    that its patch has room for, three on the hippocampus.
+    There are four levels as in the survey, or as many as `widths`, `strides` and `kernels` say,
+    more than four too. A plan takes those that its patch has room for, four at the most; on the
+    hippocampus they are three.
 
     Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
     returns a tuple: full-resolution logits first, then one coarser map per decoder level.
@@ -87,7 +89,7 @@ class PyramidTransformer(SubvoxelUNet):
         from squeezed features).
     """
 
-    most_stages = 4
+    most_stages = 4  # of a plan
 
     def __init__(
         self,
@@ -145,7 +147,10 @@ class Level(nn.Module):
 
     def __init__(self, width: int, size: _Size, kernel: Triple, recompute: bool = False) -> None:
         super().__init__()
-        check_heads(width, max(1, width // size.head))
+        if width % size.head:
+            raise ConfigError(
+                "widths", f"multiples of the {size.head} channels of a head", width, where="pyramid"
+            )
         self.positions = nn.Conv3d(width, width, kernel, padding=same_padding(kernel), groups=width)
         self.blocks = nn.ModuleList(
             Block(width, size, shifted=bool(index % 2)) for index in range(size.depth)
@@ -171,7 +176,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, size: _Size, shifted: bool) -> None:
         super().__init__()
-        heads = max(1, width // size.head)
+        heads = width // size.head
         self.within = Attention(width, heads)
         self.across = Attention(width, heads)
         self.forward_part = FeedForward(width, size.ratio)

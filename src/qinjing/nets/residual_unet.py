@@ -43,7 +43,8 @@ class ResidualUNet(UNet):
     """A U-Net whose stages add their second convolution, with a loss at every scale.
 
     Shapes: (B, in_channels, D, H, W) → logits (B, classes, D, H, W), any D, H, W. While training it
-    returns a tuple: full-resolution logits first, then one coarser map per decoder level.
+    returns a tuple: full-resolution logits first, then a coarser map of each decoder level but the
+    finest. With two stages or one there is no such level, and logits alone are returned.
 
     Args:
         in_channels: image channels.

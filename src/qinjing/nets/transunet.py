@@ -11,7 +11,7 @@ from qinjing.nets.transformer import FeedForward, SelfAttention, sine_positions,
 from qinjing.nets.unet import UNet
 
 # Widths of the U-Net; channels, depth and heads of the transformer. "paper": a ViT-B as in the
-# original, 121.6 million parameters in all with four channels and four classes.
+# original, 121.3 million parameters in all with four channels and four classes (the survey: 121.6).
 SIZES: dict[str, tuple[tuple[int, ...], int, int, int]] = {
     "tiny": ((4, 8, 16), 24, 1, 2),
     "small": ((16, 32, 64, 128), 192, 4, 6),

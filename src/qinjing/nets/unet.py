@@ -17,7 +17,7 @@ from qinjing.nets.blocks import (
     total_stride,
 )
 
-# "paper": 34.5 million parameters with four channels and four classes, Table 2 of the survey.
+# "paper": 34.6 million parameters with four channels and four classes (the survey: 34.5).
 WIDTHS = {
     "tiny": (4, 8, 16),
     "small": (16, 32, 64, 128),

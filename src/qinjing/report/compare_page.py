@@ -13,12 +13,12 @@ import numpy as np
 from qinjing.config import atomic_path
 from qinjing.metrics import METRICS
 from qinjing.report.overlay import data_uri
-from qinjing.report.pictures import Shown, contributions
+from qinjing.report.pictures import BETTER, DRAWN, NEITHER, WORSE, Shown, contributions
 
 COLUMNS = (
     "n",
     "baseline",
-    "method",
+    "run",
     "difference",
     "t-test, Holm p",
     "Wilcoxon, Holm p",
@@ -28,7 +28,7 @@ COLUMNS = (
     "verdict",
 )
 COST_COLUMNS = (
-    "method",
+    "run",
     "network",
     "seeds",
     "parameters (M)",
@@ -42,7 +42,6 @@ COST_COLUMNS = (
 )
 _MOST_RUNS = 8  # in the picture
 _MOST_LABELS = 30
-_BETTER, _WORSE = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 Differences = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 
@@ -68,7 +67,7 @@ def write_pages(
     for name, text in (
         ("comparison.csv", _csv(result)),
         ("comparison.md", _markdown(result)),
-        ("comparison.html", _html(result, pictures, shown)),
+        ("comparison.html", _html(result, differences, pictures, shown)),
     ):
         with atomic_path(folder / name) as path:
             path.write_text(text, encoding="utf-8", newline="")
@@ -224,7 +223,12 @@ def _csv(result: Mapping[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _html(result: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[Shown]) -> str:
+def _html(
+    result: Mapping[str, Any],
+    differences: Differences,
+    pictures: Mapping[str, bytes],
+    shown: Sequence[Shown],
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -244,18 +248,37 @@ def _html(result: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Seque
         picture=data_uri(pictures["comparison.png"]),
         bars=data_uri(pictures["comparison-contributions.png"]),
         cases=[(one.caption, data_uri(one.png)) for one in shown],
-        alt=_alt(result),
+        bars_alt=_bars_in_words(result),
+        picture_alt=_points_in_words(differences, result),
     )
 
 
-def _alt(result: Mapping[str, Any]) -> str:
-    """Say the picture in words."""
+def _bars_in_words(result: Mapping[str, Any]) -> str:
+    """Say what the bars show: mean differences, their intervals and verdicts."""
     said = [
-        f"{row['run']}: mean difference of foreground Dice {cells(row)[3]} over {row['n']} cases"
+        f"{row['run']}, {_named(row['metric'])}: {cells(row)[3]}, {row['verdict']}"
         for row in result["rows"]
-        if row["metric"] == "dice" and row["label"] == "foreground"
+        if row["metric"] in DRAWN and row["label"] == "foreground"
     ]
-    return "Paired differences for each case. " + "; ".join(said)
+    return f"Bars of the mean difference to {result['baseline']}. " + "; ".join(said)
+
+
+def _points_in_words(differences: Differences, result: Mapping[str, Any]) -> str:
+    """Say what the points show: how many cases lie on which side."""
+    said = []
+    for run in list(differences)[:_MOST_RUNS]:
+        for metric in DRAWN:
+            found = differences[run][metric].get("foreground", np.empty(0))
+            sign = 1 if METRICS[metric].better == "higher" else -1
+            better, worse = int((sign * found > 0).sum()), int((sign * found < 0).sum())
+            equal = found.size - better - worse
+            said.append(f"{run}, {_named(metric)}: {better} better, {worse} worse, {equal} equal")
+    return f"Each case's difference to {result['baseline']} is a point. " + "; ".join(said)
+
+
+def _named(metric: str) -> str:
+    found = METRICS[metric]
+    return f"{found.title} in {found.unit}" if found.unit else found.title
 
 
 def _picture(differences: Differences, result: Mapping[str, Any]) -> bytes:
@@ -271,7 +294,7 @@ def _picture(differences: Differences, result: Mapping[str, Any]) -> bytes:
     axes = figure.subplots(len(shown), 2, squeeze=False)
     rng = np.random.default_rng(0)
     for line, run in zip(axes, shown, strict=True):
-        for ax, metric in zip(line, ("dice", "hd95_mm"), strict=True):
+        for ax, metric in zip(line, DRAWN, strict=True):
             values = [differences[run][metric].get(name, np.empty(0)) for name in names]
             _panel(ax, values, rng, higher=METRICS[metric].better == "higher")
             named = [result["labels"].get(name, name) for name in names]
@@ -293,7 +316,7 @@ def _panel(ax: Any, values: list[np.ndarray], rng: np.random.Generator, *, highe
             ax.annotate("no pair", (0, place), ha="center", va="center", fontsize=8)
             continue
         good = found > 0 if higher else found < 0
-        colors = np.where(found == 0, "#8a94a3", np.where(good, _BETTER, _WORSE))
+        colors = np.where(found == 0, NEITHER, np.where(good, BETTER, WORSE))
         spread = place + rng.uniform(-0.17, 0.17, found.size)
         ax.scatter(found, spread, s=12, c=colors, alpha=0.65, linewidths=0, zorder=2)
         ax.boxplot([found], positions=[place], orientation="horizontal", widths=0.55,

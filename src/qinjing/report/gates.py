@@ -22,6 +22,7 @@ from qinjing.engine.checkpoint import load_model
 from qinjing.engine.plan import Plan
 from qinjing.errors import InputError
 from qinjing.nets import Hybrid, PyramidTransformer
+from qinjing.nets.hybrid import share_of_attention
 
 _SHOWN = 5  # cases
 
@@ -112,8 +113,7 @@ def _patch(
 
 def _share(pair: tuple[Tensor, Tensor], shape: Sequence[int]) -> np.ndarray:
     """Attention's part of what goes on from each voxel of a scale, at full resolution."""
-    kept, given = (part.abs().sum(1, keepdim=True) for part in pair)
-    share = given / (given + kept).clamp_min(1e-12)
+    share = share_of_attention(*pair, axes=(1,))[:, None]
     return F.interpolate(share, tuple(shape), mode="nearest")[0, 0].numpy()
 
 

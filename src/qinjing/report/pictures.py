@@ -18,8 +18,9 @@ from qinjing.metrics import METRICS
 from qinjing.report.overlay import declared, focus, overlay_figure, to_png, where_labelled
 from qinjing.report.runs import Run
 
+DRAWN = ("dice", "hd95_mm")
 _MOST_COLUMNS = 8  # methods beside the image and the truth
-_BETTER, _WORSE, _OPEN = "#0072b2", "#d55e00", "#8a94a3"
+BETTER, WORSE, NEITHER = "#0072b2", "#d55e00", "#8a94a3"  # told apart by every colour vision
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,14 @@ def contributions(result: Mapping[str, Any]) -> bytes:
         result: what `compare` returned.
 
     Returns:
-        PNG; left is lower. Blue is better and orange worse beyond the test, grey is neither.
+        PNG; left is lower. Blue is better and orange worse beyond the test, grey is every other
+        verdict.
     """
     names = [run["name"] for run in result["runs"][1:]]
     rows = {(r["run"], r["metric"]): r for r in result["rows"] if r["label"] == "foreground"}
     figure = Figure(figsize=(11, 1.2 + 0.5 * len(names)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, metric in zip(figure.subplots(1, 2), ("dice", "hd95_mm"), strict=True):
+    for ax, metric in zip(figure.subplots(1, 2), DRAWN, strict=True):
         for place, name in enumerate(names):
             row = rows.get((name, metric))
             if row is None or row["difference"]["mean"] is None:
@@ -178,7 +180,7 @@ def contributions(result: Mapping[str, Any]) -> bytes:
 
 
 def _bar(ax: Any, place: int, row: Mapping[str, Any]) -> None:
-    color = {"better": _BETTER, "worse": _WORSE}.get(row["verdict"], _OPEN)
+    color = {"better": BETTER, "worse": WORSE}.get(row["verdict"], NEITHER)
     found = row["difference"]
     ax.barh(place, found["mean"], color=color, height=0.6, zorder=1)
     if found["low"] is not None and found["high"] is not None:
