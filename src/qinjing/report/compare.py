@@ -42,7 +42,7 @@ CONVENTIONS = {
     "partly": "Pairs whose foreground mean lacks a label that a table could not measure, such as "
     "the distance of a label that it missed: what was missed is not in the figure.",
     "volume error": "Its absolute value, so that lower is better.",
-    "difference": "Method − baseline, with the 95 % BCa bootstrap interval of the mean, whole "
+    "difference": "Run − baseline, with the 95 % BCa bootstrap interval of the mean, whole "
     "patients drawn.",
     "tests": "Two-sided paired t-test and Wilcoxon signed-rank test on one mean difference for "
     f"each patient; none with fewer than {FEWEST_PAIRS} patients.",
