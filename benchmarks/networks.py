@@ -196,7 +196,7 @@ def compared(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Costs of each network, and the paired tests of all against the first."""
     runs = [run for name in names for run in finished(work, name)]
-    found = compare_files(runs, work / "comparison", dataset)
+    found = compare_files(runs, work / "_".join(["comparison", *map(file_of, names)]), dataset)
     return found["costs"], found["rows"]
 
 

@@ -68,16 +68,16 @@ def networks(name: str) -> str:
     rows = [
         f"{measured['dataset']}: {measured['test_cases']} test cases, {where}.",
         "",
-        "| network | optimiser, precision | million parameters | steps | seeds | Dice | HD95, mm "
+        "| network | learns by | parameters, M | steps, seeds | Dice | HD95, mm "
         "| Dice − U-Net's | verdict |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in sorted(measured["rows"], key=lambda row: -mean(row["dice"])):
         seeds = len(row["dice"])
         gap = f"{difference(row['against'], 'dice', 4)} | {verdicts(row['against'], seeds)}"
         rows.append(
             f"| `{row['net']}` | {OPTIMISERS[row['optimiser']]}, {row['precision']} "
-            f"| {row['parameters_million']:.2f} | {row['steps']} | {seeds} "
+            f"| {row['parameters_million']:.2f} | {row['steps']}, {seeds} "
             f"| {spread(row['dice'], 4)} | {spread(row['hd95_mm'], 2)} "
             f"| {gap if row['against'] else 'baseline |'} |"
         )
