@@ -11,7 +11,7 @@ from qinjing.errors import ConfigError
 from qinjing.nets import NETS
 from qinjing.nets.low_rank import LowRank, add_low_rank, merged_weights
 from qinjing.nets.pretrainer import Pretrainer, first_of
-from qinjing.nets.trunk import class_bound, take_over
+from qinjing.nets.trunk import bring_to_length, class_bound, normalised_kernels, take_over
 
 
 def before_the_head(net: torch.nn.Module, heads: frozenset[str], image: Tensor) -> list[Tensor]:
@@ -39,8 +39,8 @@ def test_a_trunk_moves_whole_to_another_number_of_classes(name: str) -> None:
     image = torch.randn(1, 1, 8, 16, 16)
     ours, theirs = (before_the_head(one, heads, image) for one in (net, trunk))
     assert len(ours) == len(theirs) >= 1
-    for mine, other in zip(ours, theirs, strict=True):  # but for the small number in a variance
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def test_equal_images_in_two_channels_give_the_features_of_one() -> None:
@@ -54,19 +54,18 @@ def test_equal_images_in_two_channels_give_the_features_of_one() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_kernels_before_a_normalisation_keep_the_length_of_fresh_ones() -> None:
-    net, trunk = (NETS["residual_unet"](1, classes) for classes in (2, 5))
+def test_kernels_at_the_length_of_fresh_ones_give_the_same_features() -> None:
+    net, image = make("residual_unet").eval(), torch.randn(1, 1, 8, 16, 16)
+    lengths = [float(kernel.detach().norm()) for kernel in normalised_kernels(net)]
     with torch.no_grad():
-        for weight in trunk.parameters():
-            weight.mul_(4)
-    fresh = {name: float(value.norm()) for name, value in net.state_dict().items()}
-    take_over(net, trunk.state_dict(), frozenset({"head.weight"}))
-    first, up = "encoders.0.0.0.weight", "ups.0.weight"  # nothing normalises what goes up
-    own = net.state_dict()
-    assert float(own[first].norm()) == pytest.approx(fresh[first], rel=1e-4)
-    longer = trunk.state_dict()[first]
-    torch.testing.assert_close(own[first] / own[first].norm(), longer / longer.norm())
-    torch.testing.assert_close(own[up], trunk.state_dict()[up])
+        for kernel in normalised_kernels(net):
+            kernel.mul_(4)
+        longer = net(image)
+        bring_to_length(normalised_kernels(net), lengths)
+        torch.testing.assert_close(net(image), longer, rtol=1e-3, atol=1e-3)
+    found = [float(kernel.detach().norm()) for kernel in normalised_kernels(net)]
+    assert found == pytest.approx(lengths, rel=1e-5)
+    assert len(found) == sum(isinstance(part, torch.nn.GroupNorm) for part in net.modules())
 
 
 def test_weights_of_another_shape_stay_behind() -> None:

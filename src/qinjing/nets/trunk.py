@@ -6,7 +6,7 @@ segments can be pre-trained, decoder included, with no second version of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,7 @@ def take_over(
     """Copy a trunk's weights into a network, all but the heads, and return the names copied.
 
     Where the new network takes several images and the trunk one, each channel gets the trunk's
-    first weights in equal parts, so that equal images give the features that one gave. Kernels that
-    a normalisation follows get the length of the fresh ones: their features stay the same, and they
-    learn at the pace of fresh ones. Training had made them three to five times as long, and what
-    a step changes of them as much less (docs/notes/0010).
+    first weights in equal parts, so that equal images give the features that one gave.
 
     Args:
         net: changed in place.
@@ -53,8 +50,6 @@ def take_over(
 
     Source: none; the way of inflating weights to more channels is arXiv:1705.07750's (I3D).
     """
-    normalised = [next(p.parameters()) for p in net.modules() if isinstance(p, ConvNorm)]
-    lengths = [weight.norm() for weight in normalised]
     own, copied = net.state_dict(), []
     for name, value in weights.items():
         if name in heads or name not in own:
@@ -64,9 +59,32 @@ def take_over(
         if fitting is not None:
             own[name].copy_(fitting)
             copied.append(name)
-    for weight, length in zip(normalised, lengths, strict=True):
-        weight.mul_(length / weight.norm().clamp_min(1e-12))
     return copied
+
+
+def normalised_kernels(net: nn.Module) -> list[nn.Parameter]:
+    """Return the kernels that a normalisation follows: their length says nothing of features.
+
+    Source: none; the convolution of every `ConvNorm`.
+    """
+    return [next(part.parameters()) for part in net.modules() if isinstance(part, ConvNorm)]
+
+
+@torch.no_grad()
+def bring_to_length(kernels: Sequence[nn.Parameter], lengths: Sequence[float]) -> None:
+    """Give kernels the lengths of fresh ones, in place, so that they learn at the pace of those.
+
+    Training had made them three to five times as long, and what a step changes of them as much less
+    (docs/notes/0010). Features stay the same but for the small number in a variance.
+
+    Args:
+        kernels: as `normalised_kernels` returns them.
+        lengths: of each.
+
+    Source: arXiv:1706.05350 (van Laarhoven: the length of a normalised weight sets its pace).
+    """
+    for kernel, length in zip(kernels, lengths, strict=True):
+        kernel.mul_(length / kernel.norm().clamp_min(1e-12))
 
 
 def _other_channels(value: Tensor, shape: torch.Size, times: int) -> Tensor | None:

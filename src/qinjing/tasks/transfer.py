@@ -13,7 +13,7 @@ from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.nets import NETS
 from qinjing.nets.low_rank import add_low_rank
-from qinjing.nets.trunk import class_bound, take_over
+from qinjing.nets.trunk import bring_to_length, class_bound, normalised_kernels, take_over
 
 
 def trunk_card(trunk: Path) -> ModelCard:
@@ -60,13 +60,17 @@ def starting_net(plan: Plan) -> nn.Module:
     weights, _ = load_tensors(trunk / "weights.safetensors")
     heads = class_bound(NETS, plan.model.net, plan.model.options)
     own, its = (int(card.options["in_channels"]) for card in (plan.model, trunk_card(trunk)))
+    kernels = normalised_kernels(net)
+    lengths = [float(kernel.detach().norm()) for kernel in kernels]
     copied = set(take_over(net, weights, heads, own // its))
     if not copied:
         raise ConfigError("trunk", f"of the network {plan.model.net}", "another", where=trunk)
-    if plan.transfer.tune == "frozen":
+    if plan.transfer.tune == "full":
+        bring_to_length(kernels, lengths)
+    elif plan.transfer.tune == "frozen":
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name not in copied)
-    elif plan.transfer.tune == "lora":
+    else:
         fresh = frozenset(name for name, _ in net.named_parameters() if name not in copied)
         add_low_rank(net, fresh)
     return net
