@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from qinjing.engine.device import Execution, flops
+from qinjing.engine.device import Execution, candidates, flops, precisions
 from qinjing.nets.transformer import SelfAttention
 
 
@@ -33,3 +34,15 @@ def test_channels_last_leaves_kernels_of_slices_as_they_are() -> None:
     first, second = (net[0].weight, net[1].weight)  # type: ignore[index]
     assert first.is_contiguous(memory_format=torch.channels_last_3d)
     assert second.is_contiguous()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_bfloat16_is_tried_only_where_the_processor_computes_in_it(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: known)
+    tried = {one.precision for one in candidates("cpu")}
+    assert tried == set(precisions("cpu")) == ({"fp32", "bf16"} if known else {"fp32"})
+    trained = Execution("cuda", "bf16", True)
+    assert trained.here() == Execution("cpu", "bf16" if known else "fp32", True)

@@ -366,6 +366,12 @@ def test_the_summary_by_hand() -> None:
     # Differences 0.1, 0.12, 0.08: t = 0.1 / (0.02 / √3) = 8.66, two degrees of freedom.
     assert row["p"] == pytest.approx(0.01307, abs=2e-5)
     assert rows["random", "random", 2]["p"] is None
+    both = [{**p, "method": "both", "dice": p["dice"] + 0.2} for p in points[:3]]
+    alone = [{**p, "method": "mean_teacher", "dice": 0.65} for p in points[:3]]
+    (row,) = (r for r in summarise([*both, *alone], 9) if r["method"] == "both")
+    # Differences 0.05, 0.15, 0.25: t = 0.15 / (0.1 / √3) = 2.598, two degrees of freedom.
+    assert (row["gain"], row["gain_over_teacher"]) == (None, 0.15)
+    assert row["p_over_teacher"] == pytest.approx(0.12168, abs=2e-5)
     # Every method with every choice fits into one figure.
     many = [{**points[0], "method": m, "choice": c} for m in METHODS for c in CHOICES]
     lines = figure(summarise(many, 9)).axes[0].get_legend_handles_labels()[1]

@@ -32,9 +32,10 @@ def write_label_curve(result: Mapping[str, Any], output: Path) -> dict[str, Any]
 
     Returns:
         "rows": {"method", "choice", "count", "mean", "low", "high", "seeds", "share_of_all",
-        "gain", "p"} of each method, choice and count; low and high are the smallest and largest of
-        the seeds. The gain is over patients drawn by chance where others were chosen, else over
-        the method "random", and p is the paired t-test's of it over seeds, two-sided.
+        "gain", "p", "gain_over_teacher", "p_over_teacher"} of each method, choice and count; low
+        and high are the smallest and largest of the seeds. The gain is over patients drawn by
+        chance where others were chosen, else over the method "random"; that over the teacher is
+        of "both" over "mean_teacher". p is the paired t-test's over seeds, two-sided.
     """
     points = [point for point in result["points"] if point["dice"] is not None]
     rows = summarise(points, result["patients"])
@@ -61,9 +62,9 @@ def summarise(points: Sequence[Mapping[str, Any]], patients: int) -> list[dict[s
     for (method, choice, count), own in dice.items():
         values = np.array(list(own.values()))
         plain = ("random" if choice == "random" else method, "random", count)
-        other = {} if plain == (method, choice, count) else dice.get(plain, {})
-        gains = np.array([own[seed] - other[seed] for seed in own if seed in other])
-        tested = len(gains) > 2 and len(set(gains)) > 1
+        gain, chance = _gain(own, {} if plain == (method, choice, count) else dice.get(plain, {}))
+        alone = dice.get(("mean_teacher", choice, count), {}) if method == "both" else {}
+        over_teacher, p_over_teacher = _gain(own, alone)
         rows.append(
             {
                 "method": method,
@@ -74,11 +75,25 @@ def summarise(points: Sequence[Mapping[str, Any]], patients: int) -> list[dict[s
                 "high": round(float(values.max()), 4),
                 "seeds": len(values),
                 "share_of_all": _share(float(values.mean()), complete),
-                "gain": round(float(gains.mean()), 4) if len(gains) else None,
-                "p": round(float(ttest_1samp(gains, 0).pvalue), 5) if tested else None,
+                "gain": gain,
+                "p": chance,
+                "gain_over_teacher": over_teacher,
+                "p_over_teacher": p_over_teacher,
             }
         )
     return rows
+
+
+def _gain(
+    own: Mapping[int, float], other: Mapping[int, float]
+) -> tuple[float | None, float | None]:
+    """Mean difference over the seeds that both have, and its p; None where nothing can be said."""
+    gains = np.array([own[seed] - other[seed] for seed in own if seed in other])
+    if not len(gains):
+        return None, None
+    tested = len(gains) > 2 and len(set(gains)) > 1
+    p = round(float(ttest_1samp(gains, 0).pvalue), 5) if tested else None
+    return round(float(gains.mean()), 4), p
 
 
 def _share(mean: float, complete: Sequence[float]) -> float | None:
@@ -120,18 +135,24 @@ def markdown(rows: Sequence[Mapping[str, Any]], test_cases: int) -> str:
     lines = [
         f"Mean foreground Dice on {test_cases} unseen cases; smallest and largest of the seeds.",
         "",
-        "| labelled patients | method | Dice | of all labels | gain | p | seeds |",
+        "| labelled patients | method | Dice | of all labels | gain | over the teacher | seeds |",
         "|---:|---|---|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda row: row["count"]):
         share = "" if row["share_of_all"] is None else f"{100 * row['share_of_all']:.1f} %"
-        plus = "" if row["gain"] is None else f"{row['gain']:+.4f}"
-        p = "" if row["p"] is None else f"{row['p']:.3g}"
+        plus = _signed(row["gain"], row["p"])
+        more = _signed(row["gain_over_teacher"], row["p_over_teacher"])
         lines.append(
             f"| {row['count']} | {title(row)} | {row['mean']:.4f} ({row['low']:.4f} to "
-            f"{row['high']:.4f}) | {share} | {plus} | {p} | {row['seeds']} |"
+            f"{row['high']:.4f}) | {share} | {plus} | {more} | {row['seeds']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _signed(gain: float | None, p: float | None) -> str:
+    if gain is None:
+        return ""
+    return f"{gain:+.4f}" if p is None else f"{gain:+.4f} (p {p:.3g})"
 
 
 def title(row: Mapping[str, Any]) -> str:

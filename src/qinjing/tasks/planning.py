@@ -289,6 +289,11 @@ def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
             "plan", f"made for {default_device()}, which is here", plan.execution.device,
             where=path, advice="plan anew on this machine",
         )  # fmt: skip
+    if plan.execution != plan.execution.here():
+        raise ConfigError(
+            "plan", "in a precision that this processor computes in", plan.execution.precision,
+            where=path, advice="plan anew on this machine",
+        )  # fmt: skip
     return with_steps(plan, steps, None, plan.fit.validations) if steps else plan
 
 

@@ -16,7 +16,6 @@ from qinjing.config import read_config
 from qinjing.data.case import Case
 from qinjing.data.preprocess import INTERPOLATION_ORDER, read_image
 from qinjing.engine.checkpoint import load_model
-from qinjing.engine.device import default_device
 from qinjing.engine.fuse import fuse
 from qinjing.engine.infer import predict_labels_on_grid
 from qinjing.engine.plan import Plan
@@ -120,7 +119,7 @@ def _load(folder: Path) -> tuple[tuple[nn.Module, ...], Plan]:
         )  # fmt: skip
     plan = read_config((folder.parent if one else folder) / "plan.json", Plan)
     # Where it was trained says nothing of where it is used.
-    plan = replace(plan, execution=replace(plan.execution, device=default_device()))
+    plan = replace(plan, execution=plan.execution.here())
     return tuple(plan.execution.place(fuse(load_model(run))) for run in runs), plan
 
 
