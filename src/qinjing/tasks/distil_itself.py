@@ -26,6 +26,7 @@ from qinjing.losses.self_distillation import (
 )
 from qinjing.nets.blocks import Triple
 from qinjing.nets.pretrainer import Pretrainer
+from qinjing.tasks.consented import Keep, all_of
 from qinjing.tasks.probes import Probe, collapse_measures
 
 STUDENT, TEACHER = 0.1, 0.05  # temperatures
@@ -128,6 +129,7 @@ class SelfDistillation:
             net.register_buffer("cell_centre", torch.zeros(clusters))
             net.register_buffer("image_centre", torch.zeros(clusters))
         self.drawn = _Drawn([], (0, 0, 0))
+        self.keep: Keep = all_of  # of the cases those that may still be used
 
     def follow(self, average: Mapping[str, Tensor]) -> None:
         """Let the teacher's weights be the average that the loop keeps."""
@@ -144,8 +146,9 @@ class SelfDistillation:
         """
         rng = np.random.default_rng((self.seed, 2, step, rank))
         across = step * parallel.world_size() + rank
-        picks = draw_cases(len(self.cases), self.batch_size, across, self.seed)
-        cases = [one_channel(self.cases[pick], rng) for pick in picks]
+        kept = self.keep(self.cases, step)
+        picks = draw_cases(len(kept), self.batch_size, across, self.seed)
+        cases = [one_channel(kept[pick], rng) for pick in picks]
         images, labels = batch_of_patches(rng, cases, self.patch_size, 0.0, self.spatial.margin)
         images, labels = images.to(self.device), labels.to(self.device)
         drawn = self.spatial.draw(rng, self.batch_size)
@@ -206,16 +209,26 @@ class SelfDistillation:
         """Return what the probe finds, and the signs of collapse; "score" is the probe's."""
         assert isinstance(net, Pretrainer)
         rng = np.random.default_rng((self.seed, 3))
-        picks = rng.permutation(len(self.cases))[:16]
-        images = [one_channel(self.cases[pick], rng) for pick in picks]
+        kept = self.keep(self.cases)
+        picks = rng.permutation(len(kept))[:16]
+        images = [one_channel(kept[pick], rng) for pick in picks]
         with torch.inference_mode():
             patches, _ = batch_of_patches(rng, images, self.patch_size, 0.0)
             maps = torch.cat([net.features(p[None].to(self.device)) for p in patches])
             tokens = net.tokens(maps).flatten(0, 1).float()
             _, scores = net.cell_head(tokens)
         measures = collapse_measures(tokens, sinkhorn(scores, TEACHER), scores / TEACHER)
-        if self.probe:
-            measures |= self.probe.measure(net)
+        left = {id(case) for case in kept}
+        known, asked = (
+            (
+                [case for case in part if id(case) in left]
+                for part in (self.probe.known, self.probe.asked)
+            )
+            if self.probe
+            else ([], [])
+        )
+        if self.probe and known and asked:
+            measures |= replace(self.probe, known=known, asked=asked).measure(net)
         score = measures.get("knn_dice", measures["feature_rank"])
         return {**measures, "score": score}
 

@@ -79,10 +79,11 @@ class MeanTeacherTask(SegmentTask):
         images, labels = super().batch(step, rank)
         size, device = self.plan.batch_size, self.plan.execution.device
         across = step * parallel.world_size() + rank
-        picks = draw_cases(len(self.images), size, across, self.seed + 1)
+        every = self.keep(self.images, step)
+        picks = draw_cases(len(every), size, across, self.seed + 1)
         rng = np.random.default_rng((self.seed, 4, step, rank))
         # Without its places a label cannot steer where patches are cut; the map is thrown away.
-        cases = [replace(self.images[pick], foreground=()) for pick in picks]
+        cases = [replace(every[pick], foreground=()) for pick in picks]
         weak, unused = batch_of_patches(rng, cases, self.plan.patch_size, 0.0, self.spatial.margin)
         weak, unused = weak.to(device), unused.to(device)
         weak, unused = self.spatial.apply(weak, unused, self.spatial.draw(rng, size))

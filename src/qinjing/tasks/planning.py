@@ -20,6 +20,7 @@ from qinjing.engine.device import default_device
 from qinjing.engine.plan import Plan, Transfer, make_plan, peak_rate, with_steps
 from qinjing.errors import ConfigError, LayoutError
 from qinjing.losses import LOSSES
+from qinjing.tasks.consented import PURPOSE, admitted
 from qinjing.tasks.probe import fastest, predict_costs
 from qinjing.tasks.transfer import trunk_card, with_trunk
 
@@ -298,21 +299,35 @@ def given_plan(path: Path, steps: int | None, dataset: Dataset) -> Plan:
 
 
 def sound_cases(
-    path: Path, tell: Tell, unlabelled: Collection[str] = ()
+    path: Path,
+    tell: Tell,
+    unlabelled: Collection[str] = (),
+    only: Collection[str] | None = None,
+    purpose: str = PURPOSE,
+    required: bool = False,
 ) -> tuple[Dataset, list[Case], list[dict[str, str]]]:
-    """Open a data set and drop the cases that cannot be trained on.
+    """Open a data set and drop the cases that cannot be trained on, or may not.
 
     Args:
         path: of the data set.
         tell: told of ("checked", {"cases", "refused"}).
         unlabelled: case ids whose labels are not looked at, if there are any.
+        only: case ids to look at; all where None.
+        purpose: that consent is asked for.
+        required: refuse a data set of which nobody says on what ground it may be used.
+
+    Raises:
+        InputError: it cannot be read, or has fewer than two cases to train on.
     """
     from qinjing.data.check import check_dataset
     from qinjing.data.layouts import open_dataset
 
     dataset = open_dataset(path)
+    allowed, excluded = admitted(dataset, purpose, required).parted()
     bare = tuple(
-        replace(case, label=None) if case.case_id in unlabelled else case for case in dataset.cases
+        replace(case, label=None) if case.case_id in unlabelled else case
+        for case in allowed
+        if only is None or case.case_id in only
     )
     result = check_dataset(replace(dataset, cases=bare))
     faults = [
@@ -327,11 +342,13 @@ def sound_cases(
         if case.case_id not in bad and (case.label is not None or case.case_id in unlabelled)
     ]
     refused = [{"case_id": fault.case_id, "reason": fault.message} for fault in faults]
+    refused += [one for one in excluded if only is None or one["case_id"] in only]
     tell("checked", {"cases": len(cases), "refused": refused})
     if len(cases) < 2:
         raise LayoutError(
             "data set", "of two sound labelled cases at least", len(cases), where=path,
-            advice="`qinjing data check` names every fault",
+            advice=f"{len(excluded)} are left out for want of consent" if excluded
+            else "`qinjing data check` names every fault",
         )  # fmt: skip
     return dataset, cases, refused
 

@@ -30,6 +30,7 @@ from qinjing.engine.trial import gradient_fault
 from qinjing.errors import ConfigError, InputError, LayoutError
 from qinjing.nets.blocks import Triple
 from qinjing.nets.pretrainer import Pretrainer
+from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.distil_itself import Objective, SelfDistillation
 from qinjing.tasks.planning import DEFAULT_BUDGET_S, Tell, silent
 from qinjing.tasks.pretrain_plan import (
@@ -85,9 +86,14 @@ class PretrainConfig:
 class _Source:
     """One data set, as it goes into pre-training."""
 
-    dataset: Dataset
+    behind: Admitted
     cases: tuple[Case, ...]
     plan: Plan
+
+    @property
+    def dataset(self) -> Dataset:
+        """What was opened."""
+        return self.behind.dataset
 
 
 def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]:
@@ -120,10 +126,9 @@ def pretrain(config: PretrainConfig, tell: Tell | None = None) -> dict[str, Any]
     tell("prepared", {"cases": sum(map(len, cases))})
     execution, step_s = _fastest(config, sources, cases)
     task = _task(config, sources, cases, execution.device)
-    left = None
-    if not config.steps:
-        budget = config.budget_s or DEFAULT_BUDGET_S
-        left = max(5.0, budget - (time.monotonic() - start) - _FINISHING_S)
+    task.keep = keeper(_behind_gates(sources, cases), config.output / "log.jsonl", tell)
+    spent = time.monotonic() - start + _FINISHING_S
+    left = None if config.steps else max(5.0, (config.budget_s or DEFAULT_BUDGET_S) - spent)
     steps = config.steps or max(20, int(0.93 * (left or 0) / step_s))
     planned = sources[0].plan.fit
     settings = FitConfig(
@@ -166,12 +171,13 @@ def _save(
     save_model(config.output, card, _part(weights, "trunk."))
     if config.objective.planes:
         save_model(config.output / "planar", planar_card(card), _part(weights, "planar."))
+    seen = read_json(config.output / "saw.json")
     saw = [
         {
             "dataset": source.dataset.name,
             "licence": source.dataset.licence,
             "channels": list(source.dataset.channel_names),
-            "cases": [case.case_id for case in source.cases],
+            "cases": seen[source.dataset.name],
             "sha256": read[f"dataset {k}"].sha256,
             "spacing_mm": list(source.plan.preprocessing.spacing_mm),
         }
@@ -190,9 +196,9 @@ def _save(
     shutil.rmtree(config.output / "cache", ignore_errors=True)
     shutil.rmtree(config.output / "checkpoint", ignore_errors=True)
     made = [p for p in sorted(config.output.rglob("*")) if p.is_file() and "evidence" not in p.name]
-    licences = {source.dataset.licence for source in sources} - {""}
+    grounds = sorted({source.behind.basis or "" for source in sources} - {""})
     evidence.append(
-        config.output, "pretrain", read, made, asdict(config), basis=", ".join(licences) or None
+        config.output, "pretrain", read, made, asdict(config), basis=", ".join(grounds) or None
     )
 
 
@@ -241,7 +247,10 @@ def _sources(config: PretrainConfig, tell: Tell) -> tuple[list[_Source], list[di
             fold = read_splits(config.splits, dataset.cases)[0]
             kept = {*fold["train"], *fold.get("unlabelled", ())}
         cases = []
-        for case in dataset.cases:
+        behind = admitted(dataset)
+        allowed, excluded = behind.parted()
+        refused += [one for one in excluded if not kept or one["case_id"] in kept]
+        for case in allowed:
             if kept and case.case_id not in kept:
                 continue
             try:
@@ -250,7 +259,8 @@ def _sources(config: PretrainConfig, tell: Tell) -> tuple[list[_Source], list[di
             except InputError as error:
                 refused.append({"case_id": case.case_id, "reason": str(error)})
         if not cases:
-            raise LayoutError("data set", "of one readable image at least", "none", where=path)
+            rule = "of one image at least that can be read and may be"
+            raise LayoutError("data set", rule, "none", where=path)
         if dataset.name in names:
             raise ConfigError("data sets", "of different names", dataset.name, where=path)
         names.add(dataset.name)
@@ -259,9 +269,25 @@ def _sources(config: PretrainConfig, tell: Tell) -> tuple[list[_Source], list[di
         plan = make_plan(
             fingerprint, device=default_device(), threads=torch.get_num_threads(), net=config.net
         )
-        sources.append(_Source(dataset, tuple(cases), plan))
+        sources.append(_Source(behind, tuple(cases), plan))
     tell("checked", {"cases": sum(len(s.cases) for s in sources), "refused": refused})
+    _note_seen(config.output / "saw.json", sources)
     return sources, refused
+
+
+def _behind_gates(
+    sources: Sequence[_Source], cases: Sequence[Sequence[cache.CachedCase]]
+) -> list[tuple[Admitted, Sequence[cache.CachedCase]]]:
+    return [(source.behind, own) for source, own in zip(sources, cases, strict=True)]
+
+
+def _note_seen(path: Path, sources: Sequence[_Source]) -> None:
+    """Write down what is looked at before it is; what an earlier start looked at stays there."""
+    seen = read_json(path) if path.exists() else {}
+    for source in sources:
+        own = {case.case_id for case in source.cases}
+        seen[source.dataset.name] = sorted(own | set(seen.get(source.dataset.name, ())))
+    write_json(path, seen)
 
 
 def _first_channel(case: Case) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from qinjing.engine import parallel
 from qinjing.engine.infer import Window, predict_volume
 from qinjing.engine.plan import Plan
 from qinjing.losses import LOSSES, ShapeLoss, deep_supervision, reweight_gradients
+from qinjing.tasks.consented import Keep, all_of
 
 _OVERLAP = 0.5
 
@@ -45,6 +46,7 @@ class SegmentTask:
         self.train = train
         self.validation = validation
         self.seed = seed
+        self.keep: Keep = all_of  # of the cases those that may still be used
         self.augmentation = augmentation_from_config(plan.augmentation)
         self.criterion = registry.build(LOSSES, "loss", plan.loss, **plan.loss_options)
         if plan.gradient_weighting:
@@ -54,9 +56,10 @@ class SegmentTask:
         """Return augmented patches (B, C, D, H, W) float32 and classes (B, D, H, W) int64."""
         size = self.plan.batch_size
         across = step * parallel.world_size() + rank  # processes share an epoch between them
-        picks = draw_cases(len(self.train), size, across, self.seed)
+        train = self.keep(self.train, step)
+        picks = draw_cases(len(train), size, across, self.seed)
         rng = np.random.default_rng((self.seed, 2, step, rank))
-        cases = [self.train[pick] for pick in picks]
+        cases = [train[pick] for pick in picks]
         images, labels = batch_of_patches(
             rng, cases, self.plan.patch_size, self.plan.foreground, self.augmentation.margin,
             # Beside what annotators said of a few voxels, padding must not say "background".
@@ -85,7 +88,7 @@ class SegmentTask:
 
         Cases where a class is neither there nor predicted do not count for it.
         """
-        dice = np.array([self._dice(net, case) for case in self.validation])
+        dice = np.array([self._dice(net, case) for case in self.keep(self.validation)])
         known = ~np.isnan(dice)
         means = np.where(known, dice, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         measures = {

@@ -22,6 +22,7 @@ from qinjing.engine.fit import FitResult, Progress, fit
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.nets.low_rank import merged_weights
+from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.mean_teacher import learning_task
 from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
@@ -100,6 +101,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     opened, cases, refused = sound_cases(
         config.dataset, tell, always_unlabelled(_splits_path(config))
     )
+    behind = admitted(opened)
     splits = sound_splits(_splits_path(config), opened, cases)
     folds = list(range(len(splits))) if config.fold == "all" else [int(config.fold)]
     if not all(0 <= fold < len(splits) for fold in folds):
@@ -118,12 +120,13 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
         left = None
         if plan.fit.budget_s and config.budget_s:
             left = (start + config.budget_s - time.monotonic()) / (len(folds) - len(results))
-        results.append(_one_fold(config, plan, cases, splits[fold], fold, left, tell))
+        results.append(_one_fold(config, plan, behind, splits[fold], fold, left, tell))
     seconds = round(time.monotonic() - start, 1)
     dice = None
     if parallel.is_first():
-        memory = prediction_memory_gib(plan, config.output / f"fold_{folds[0]}", cases)
-        dice = _finish(config, opened, read, seconds, memory)
+        first = config.output / f"fold_{folds[0]}"
+        memory = prediction_memory_gib(plan, first, behind.still(cases))
+        dice = _finish(config, behind.basis, read, seconds, memory)
     return {
         "output": str(config.output),
         "folds": results,
@@ -136,7 +139,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
 def _one_fold(
     config: TrainConfig,
     plan: Plan,
-    cases: Sequence[Case],
+    behind: Admitted,
     split: Split,
     fold: int,
     budget_s: float | None,
@@ -159,6 +162,7 @@ def _one_fold(
         [cached[i] for i in split["val"]],
         seed=config.seed * 1000 + fold,
     )
+    task.keep = keeper([(behind, [*cached.values()])], folder / "log.jsonl", tell)
     settings = plan.fit
     if budget_s is not None:
         # The held-out cases are predicted and measured afterwards, from the budget too.
@@ -173,13 +177,13 @@ def _one_fold(
     if not parallel.is_first():
         return {}
     save_model(folder, plan.model, merged_weights(net, result.weights))
-    return _measure_fold(config, plan, cases, split, fold, result, tell)
+    return _measure_fold(config, plan, behind, split, fold, result, tell)
 
 
 def _measure_fold(
     config: TrainConfig,
     plan: Plan,
-    cases: Sequence[Case],
+    behind: Admitted,
     split: Split,
     fold: int,
     result: FitResult,
@@ -189,7 +193,7 @@ def _measure_fold(
     from qinjing.tasks.evaluate import evaluate_files
 
     folder = config.output / f"fold_{fold}"
-    held_out = [case for case in cases if case.case_id in set(split["val"])]
+    held_out = behind.still([c for c in behind.dataset.cases if c.case_id in set(split["val"])])
     segmenter = Segmenter.load(folder)
     done = segment_cases(segmenter, held_out, folder / "validation", confidence=True)
     metrics = evaluate_files(
@@ -275,7 +279,9 @@ def _claim(config: TrainConfig, splits: Sequence[Split], dataset_sha256: str) ->
     if not (config.resume and (config.output / "run.json").exists()):
         run = {**_wanted(config), "dataset_sha256": dataset_sha256, "fold": config.fold}
         write_json(config.output / "run.json", run)
-    write_splits(config.output / "splits_final.json", splits)
+    # A resumed run's own splits stay: they name what it saw, though consent was withdrawn since.
+    if not (config.resume and (config.output / "splits_final.json").exists()):
+        write_splits(config.output / "splits_final.json", splits)
 
 
 def _splits_path(config: TrainConfig) -> Path | None:
@@ -352,7 +358,7 @@ def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan, ignored: in
 
 def _finish(
     config: TrainConfig,
-    dataset: Dataset,
+    basis: str | None,
     read: Mapping[str, Digested],
     seconds: float,
     predicting_memory_gib: float | None,
@@ -379,14 +385,7 @@ def _finish(
     for left in config.output.rglob(".partial-*"):  # of a process that was killed
         left.unlink()
     made = [p for p in sorted(config.output.rglob("*")) if p.is_file() and not _is_record(p)]
-    evidence.append(
-        config.output,
-        "train",
-        read,
-        made,
-        asdict(config),
-        basis=dataset.licence or None,
-    )
+    evidence.append(config.output, "train", read, made, asdict(config), basis=basis)
     mean: float | None = pooled["mean"]["foreground"]["dice"]["mean"]
     return mean
 

@@ -1,0 +1,345 @@
+"""The append-only store: a SQLite file, or PostgreSQL by URL, through SQLAlchemy Core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qinjing.data.consent.record import (
+    PURPOSES,
+    Change,
+    Row,
+    chained,
+    digest_of,
+    from_columns,
+    now,
+)
+from qinjing.errors import ConfigError, QinjingError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, Select, Table
+
+VARIABLE = "QINJING_CONSENT"
+Current = Mapping[tuple[str, str], Row]
+
+_WAIT_S = 30  # for another process's append
+_TEXTS = (
+    "patient_id", "purpose", "decision", "decided", "start", "end", "source", "source_sha256",
+    "recorded_by", "basis", "recorded", "previous", "digest",
+)  # fmt: skip
+# Only the next number may be put in, so that REPLACE, which fires no trigger of its own, has
+# nothing to replace.
+_SQLITE_TRIGGERS = (
+    "CREATE TRIGGER consent_is_not_changed BEFORE UPDATE ON consent "
+    "BEGIN SELECT RAISE(ABORT, 'consents are only appended'); END",
+    "CREATE TRIGGER consent_is_not_removed BEFORE DELETE ON consent "
+    "BEGIN SELECT RAISE(ABORT, 'consents are only appended'); END",
+    "CREATE TRIGGER consent_is_appended BEFORE INSERT ON consent "
+    "WHEN NEW.seq IS NOT (SELECT COALESCE(MAX(seq), 0) + 1 FROM consent) "
+    "BEGIN SELECT RAISE(ABORT, 'consents are only appended'); END",
+)
+_POSTGRESQL_TRIGGERS = (
+    "CREATE FUNCTION consent_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION 'consents are only appended'; END $$",
+    "CREATE TRIGGER consent_is_kept BEFORE UPDATE OR DELETE OR TRUNCATE ON consent "
+    "FOR EACH STATEMENT EXECUTE FUNCTION consent_refuse()",
+)
+
+
+class Store:
+    """Consents, each a row that is never changed.
+
+    Args:
+        place: a file, or a URL of SQLite or PostgreSQL; None takes `QINJING_CONSENT`.
+        create: make it where there is none.
+
+    Raises:
+        ConfigError: no place is named, nothing is there, or it cannot be reached or used.
+    """
+
+    def __init__(self, place: str | Path | None = None, *, create: bool = False) -> None:
+        self._table = _table()
+        self._engine, self.name = _engine(place, create)
+        with self._connected() as connection:
+            if not self._has_table(connection):
+                if not create:
+                    raise ConfigError("consent store", "one", "another database", where=self.name)
+                self._make()
+
+    def append(self, changes: Iterable[Change]) -> int:
+        """Append changes, all or none, and return how many.
+
+        Raises:
+            ConfigError: the store cannot be written.
+        """
+        kept = list(changes)
+        return self._append(lambda _: kept)
+
+    def append_decided(self, decide: Callable[[Current, frozenset[str]], Iterable[Change]]) -> int:
+        """Append what `decide` makes of the store, with nobody writing in between.
+
+        Args:
+            decide: given the latest row of each (patient, purpose), and the digests of every
+                source that was recorded.
+
+        Raises:
+            ConfigError: the store cannot be written.
+        """
+
+        def with_state(connection: Connection) -> Iterable[Change]:
+            column = self._table.c.source_sha256
+            sources = connection.scalars(self._select(column).distinct())
+            return decide(self._current(connection), frozenset(sources))
+
+        return self._append(with_state)
+
+    def current(
+        self, purpose: str | None = None, patient_id: str | None = None, at: datetime | None = None
+    ) -> dict[tuple[str, str], Row]:
+        """Return the latest row of each (patient, purpose).
+
+        Args:
+            purpose: this one only.
+            patient_id: this one only.
+            at: as the store stood then; None: as it stands.
+        """
+        with self._connected() as connection:
+            return self._current(connection, purpose, patient_id, at)
+
+    def permitted(self, patient_id: str, purpose: str, at: datetime | None = None) -> bool:
+        """Whether a patient's data may be used for a purpose at a moment; None is this one.
+
+        Raises:
+            ConfigError: there is no such purpose, or the store cannot be read.
+        """
+        check_purpose(purpose)
+        row = self.current(purpose, patient_id, at).get((patient_id, purpose))
+        return row is not None and row.permits(at or now())
+
+    def history(self, patient_id: str) -> list[Row]:
+        """Return all that was ever recorded of a patient, in its order."""
+        c = self._table.c
+        query = self._select(self._table).where(c.patient_id == patient_id).order_by(c.seq)
+        with self._connected() as connection:
+            return [from_columns(dict(found._mapping)) for found in connection.execute(query)]
+
+    def head(self) -> tuple[int, str]:
+        """Return the number of rows and the last one's digest, "" where there is none."""
+        with self._connected() as connection:
+            count, digest, _ = self._last(connection)
+            return count, digest
+
+    def verify(self, known: Sequence[str] = ()) -> list[str]:
+        """Walk the chain; return what does not hold, a sentence each.
+
+        Args:
+            known: heads that were noted elsewhere; each must be in the chain, so that rows cut
+                off its end are missed.
+        """
+        faults: list[str] = []
+        wanted, previous, last, count = set(known), "", "", 0
+        query = self._select(self._table).order_by(self._table.c.seq)
+        with self._connected() as connection:
+            connection.exec_driver_sql("BEGIN")  # one look, in parts: only within a transaction
+            for row in connection.execute(query, execution_options={"yield_per": 1000}):
+                found = dict(row._mapping)
+                count += 1
+                seq = found["seq"]
+                if seq != count:
+                    faults.append(f"row {count} is missing: the next one is {seq}")
+                    count = seq
+                if digest_of(found) != found["digest"]:
+                    faults.append(f"row {seq} is not as it was recorded")
+                if found["previous"] != previous:
+                    faults.append(f"row {seq} does not follow the row before it")
+                if found["recorded"] < last:
+                    faults.append(f"row {seq} was recorded before the row before it")
+                previous, last = found["digest"], found["recorded"]
+                wanted.discard(previous)
+            connection.exec_driver_sql("COMMIT")
+        return faults + [f"no row has the digest {digest}: rows were cut off or changed"
+                         for digest in sorted(wanted)]  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append(self, make: Callable[[Connection], Iterable[Change]]) -> int:
+        with self._writing() as connection:
+            count, previous, recorded = self._last(connection)
+            moment = max(now(), datetime.fromisoformat(recorded)) if recorded else now()
+            lines = []
+            for seq, change in enumerate(make(connection), start=count + 1):
+                lines.append(chained(change, seq, moment, previous))
+                previous = lines[-1]["digest"]
+            if lines:
+                connection.execute(self._table.insert(), lines)
+        return len(lines)
+
+    def _select(self, *what: Any) -> Select[Any]:
+        from sqlalchemy import select
+
+        return select(*what)
+
+    def _last(self, connection: Connection) -> tuple[int, str, str]:
+        # Asked at every batch of a training, so nothing is built for it.
+        found = connection.exec_driver_sql(
+            "SELECT seq, digest, recorded FROM consent ORDER BY seq DESC LIMIT 1"
+        ).first()
+        return (found[0], found[1], found[2]) if found else (0, "", "")
+
+    def _current(
+        self,
+        connection: Connection,
+        purpose: str | None = None,
+        patient_id: str | None = None,
+        at: datetime | None = None,
+    ) -> dict[tuple[str, str], Row]:
+        from sqlalchemy import func
+
+        c = self._table.c
+        latest = self._select(func.max(c.seq)).group_by(c.patient_id, c.purpose)
+        if purpose is not None:
+            latest = latest.where(c.purpose == purpose)
+        if patient_id is not None:
+            latest = latest.where(c.patient_id == patient_id)
+        if at is not None:
+            stamp = at.astimezone(UTC).isoformat(timespec="microseconds")
+            latest = latest.where(c.recorded <= stamp)
+        query = self._select(self._table).where(c.seq.in_(latest))
+        rows = (from_columns(dict(found._mapping)) for found in connection.execute(query))
+        return {(row.patient_id, row.purpose): row for row in rows}
+
+    def _has_table(self, connection: Connection) -> bool:
+        from sqlalchemy import inspect
+
+        return inspect(connection).has_table(self._table.name)
+
+    def _make(self) -> None:
+        """Make the table and what refuses to change it; another process may be about it, too."""
+        with self._writing(empty=True) as connection:
+            if not self._has_table(connection):
+                self._table.create(connection)
+                on_sqlite = self._engine.dialect.name == "sqlite"
+                for line in _SQLITE_TRIGGERS if on_sqlite else _POSTGRESQL_TRIGGERS:
+                    connection.exec_driver_sql(line)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A connection on which every statement stands for itself; its errors in our words."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except QinjingError:
+            raise
+        except (SQLAlchemyError, ValueError) as error:
+            # Messages of databases repeat values, patients' among them: the kind must do.
+            cause = getattr(error, "orig", None) or error
+            raise ConfigError(
+                "consent store", "a database that can be reached and used", type(cause).__name__,
+                where=self.name,
+            ) from None  # fmt: skip
+
+    @contextmanager
+    def _writing(self, empty: bool = False) -> Iterator[Connection]:
+        """A connection that alone may write until the block ends; all of it stays, or nothing."""
+        with self._connected() as connection:
+            if self._engine.dialect.name == "sqlite":
+                begin = ["BEGIN IMMEDIATE"]
+            else:  # a key of our own, since there is no table to lock before it is made
+                begin = ["BEGIN", "SELECT pg_advisory_xact_lock(7161465)" if empty else
+                         "LOCK TABLE consent IN SHARE ROW EXCLUSIVE MODE"]  # fmt: skip
+            for line in begin:
+                connection.exec_driver_sql(line)
+            try:
+                yield connection
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+
+
+def check_purpose(purpose: str) -> None:
+    """Refuse a word that is no purpose.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    if purpose not in PURPOSES:
+        raise ConfigError("purpose", f"one of {', '.join(PURPOSES)}", purpose)
+
+
+def _table() -> Table:
+    try:
+        from sqlalchemy import Column, Index, Integer, MetaData, Table, Text
+    except ImportError:
+        raise ConfigError(
+            "consent store", "read with SQLAlchemy", "no such package",
+            advice="pip install 'qinjing[consent]'",
+        ) from None  # fmt: skip
+    texts = [Column(name, Text, nullable=name in ("start", "end")) for name in _TEXTS]
+    table = Table(
+        "consent", MetaData(), Column("seq", Integer, primary_key=True, autoincrement=False), *texts
+    )
+    Index("consent_of", table.c.patient_id, table.c.purpose, table.c.seq)
+    Index("consent_for", table.c.purpose, table.c.patient_id, table.c.seq)
+    Index("consent_source", table.c.source_sha256)
+    return table
+
+
+def _engine(place: str | Path | None, create: bool) -> tuple[Engine, str]:
+    """The engine of a place, and its name without a password."""
+    from sqlalchemy import URL, create_engine, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    place = place or os.environ.get(VARIABLE)
+    if not place:
+        raise ConfigError(
+            "consent store", "named", "none", advice=f"set {VARIABLE} to a file or a URL"
+        )
+    try:
+        url = make_url(str(place)) if "://" in str(place) else URL.create("sqlite")
+    except ArgumentError:  # which repeats the URL, and so perhaps a password
+        raise ConfigError("consent store", "a file or a URL", "another thing") from None
+    kind = url.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
+        raise ConfigError("consent store", "of SQLite or PostgreSQL", kind)
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "hide_parameters": True}
+    if kind == "postgresql":
+        try:
+            url = url.set(drivername="postgresql+psycopg")
+            engine = create_engine(url, pool_pre_ping=True, **options)
+        except ImportError:
+            raise ConfigError(
+                "consent store", "read with psycopg", "no such package",
+                advice="pip install 'qinjing[consent]'",
+            ) from None  # fmt: skip
+        return engine, url.render_as_string(hide_password=True)
+    file = Path(url.database or "") if "://" in str(place) else Path(place)
+    if not file.name:
+        raise ConfigError("consent store", "a file", "none")
+    if not file.is_file():
+        if not create:
+            raise ConfigError("consent store", "there", "nothing", where=file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # patients' ids lie in it
+    url = URL.create("sqlite", database=str(file.resolve()))
+    return create_engine(url, connect_args={"timeout": _WAIT_S}, **options), str(file)
