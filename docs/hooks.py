@@ -23,6 +23,9 @@ TABLES = {
     "LAYOUTS": "qinjing.data.layouts",
     "READERS": "qinjing.data.readers",
     "TRANSFORMS": "qinjing.data.transforms",
+    "STRATEGIES": "qinjing.federate.strategies",
+    "AGGREGATORS": "qinjing.federate.robust",
+    "CODECS": "qinjing.federate.compression",
     "RECIPES": "qinjing.recipes",
 }
 OPTIMISERS = {"adamw": "AdamW", "muon": "Muon"}

@@ -35,6 +35,13 @@ FIXED_WORDS = [
     "train -i D -o RUN --trunk T --tune lora --layer-decay 0.8 --unlabelled-weight 1",
     "pretrain -i D E -o T --budget 10m --clustering kmeans --without planes masking --resume",
     "export -m RUN -o F",
+    "consent import a.json b.ndjson --by desk",
+    "consent export -o F --version R5",
+    "consent grant p1 --purpose research federated --from 2026-01-01 --until 2027 --by desk",
+    "consent withdraw p1 --purpose research --by desk",
+    "consent show --patient p1",
+    "consent verify --head a b",
+    "consent affected case_1 -i runs trunks",
     "probe -i D --trunk T -o probe.json",
     "predict -m RUN -i case.nii.gz -o F --flips --confidence",
     "evaluate -i P -r L -o metrics.json --tolerance-mm 1",
@@ -406,6 +413,8 @@ def test_evaluate_says_its_table(
 
 def test_info_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     from qinjing.data.layouts import LAYOUTS
+    from qinjing.federate.robust import AGGREGATORS
+    from qinjing.federate.strategies import STRATEGIES
     from qinjing.losses import LOSSES
     from qinjing.nets import NETS
 
@@ -413,6 +422,7 @@ def test_info_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert [net["name"] for net in result["nets"]] == list(NETS)
     assert result["losses"] == list(LOSSES) and result["layouts"] == list(LAYOUTS)
+    assert result["strategies"] == list(STRATEGIES) and result["rules"] == list(AGGREGATORS)
     # Counted on no memory; the same as a real net's.
     real = sum(p.numel() for p in NETS["unet"]().parameters())
     assert {net["name"]: net["parameters"] for net in result["nets"]}["unet"] == real

@@ -124,6 +124,8 @@ def _is_users(error: OSError) -> bool:
 def _failure(error: Exception, command: Command | None, words: list[str]) -> str:
     """Write the traceback to a log file; return the sentence that names it."""
     name = f"qinjing-failure-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    patient = getattr(command, "patient", None)  # who it is, no log tells
+    words = ["PATIENT" if word == patient else word for word in words]
     text = f"qinjing {' '.join(words)}\nPython {sys.version}\n\n{traceback.format_exc()}"
     output = getattr(command, "output", None)
     made = [output] if isinstance(output, Path) and output.is_dir() else []

@@ -12,6 +12,13 @@ from typing import Any, NoReturn
 
 from qinjing.errors import ConfigError
 
+# What the words below one word are for.
+_GROUPS = {
+    "data": "read, check, split and fetch data sets",
+    "federate": "train with other hospitals, scans staying where they are",
+    "consent": "record who permits what, and tell which models saw a case",
+}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -115,7 +122,7 @@ def build(commands: Mapping[str, type[Command]]) -> argparse.ArgumentParser:
         *above, name = words.split()
         for depth, word in enumerate(above, start=1):
             if tuple(above[:depth]) not in levels:
-                text = "read, check, split and fetch data sets"
+                text = _GROUPS[" ".join(above[:depth])]
                 group = levels[tuple(above[: depth - 1])].add_parser(
                     word, help=text, description=text
                 )

@@ -12,8 +12,25 @@ from typing import Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least, named_path
+from qinjing.cli.consent import (
+    ConsentAffected,
+    ConsentExport,
+    ConsentGrant,
+    ConsentImport,
+    ConsentShow,
+    ConsentVerify,
+    ConsentWithdraw,
+)
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.hand_over import Export
+from qinjing.cli.join import (
+    FederateApprove,
+    FederateCoordinate,
+    FederateJoin,
+    FederateProvision,
+    FederateRequest,
+)
 from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
@@ -262,6 +279,19 @@ COMMANDS: dict[str, type[Command]] = {
     "select": Select,
     "report": Report,
     "export": Export,
+    "federate simulate": FederateSimulate,
+    "federate provision": FederateProvision,
+    "federate request": FederateRequest,
+    "federate approve": FederateApprove,
+    "federate join": FederateJoin,
+    "federate coordinate": FederateCoordinate,
+    "consent import": ConsentImport,
+    "consent export": ConsentExport,
+    "consent grant": ConsentGrant,
+    "consent withdraw": ConsentWithdraw,
+    "consent show": ConsentShow,
+    "consent verify": ConsentVerify,
+    "consent affected": ConsentAffected,
     "verify": Verify,
     "info": Info,
     "phantom": Phantom,

@@ -10,9 +10,12 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "numpy", "scipy", "nibabel", "mo
 
 
 def describe() -> dict[str, Any]:
-    """Return nets with parameter counts, losses, layouts and runtimes."""
+    """Return nets with parameter counts, the names in the other tables, and runtimes."""
     from qinjing import __version__
     from qinjing.data.layouts import LAYOUTS
+    from qinjing.federate.compression import CODECS
+    from qinjing.federate.robust import AGGREGATORS
+    from qinjing.federate.strategies import STRATEGIES
     from qinjing.losses import LOSSES
     from qinjing.nets import NETS
     from qinjing.registry import names
@@ -22,6 +25,9 @@ def describe() -> dict[str, Any]:
         "nets": [{"name": name, "parameters": _parameters(name)} for name in names(NETS, "net")],
         "losses": names(LOSSES, "loss"),
         "layouts": list(LAYOUTS),
+        "strategies": names(STRATEGIES, "strategy"),
+        "rules": names(AGGREGATORS, "rule"),
+        "codecs": names(CODECS, "codec"),
         "runtimes": _runtimes(),
     }
 

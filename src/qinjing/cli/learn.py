@@ -77,6 +77,7 @@ class Pretrain(Command):
         from qinjing.config import read_json
         from qinjing.data.layouts import open_dataset
         from qinjing.report.features import write_features
+        from qinjing.tasks.consented import admitted
         from qinjing.tasks.distil_itself import Objective
         from qinjing.tasks.pretrain import PretrainConfig, pretrain
 
@@ -101,7 +102,8 @@ class Pretrain(Command):
             result = pretrain(config, tell)
         dataset = open_dataset(self.datasets[0])
         saw = set(read_json(self.output / "trunk.json")["saw"][0]["cases"])
-        cases = [case for case in dataset.cases if case.case_id in saw]
+        allowed, _ = admitted(dataset).parted()
+        cases = [case for case in allowed if case.case_id in saw]
         pictures = write_features(self.output, cases)
         if pictures:
             read = evidence.digested(files_of("trunk", self.output, "*.json", "*.safetensors"))

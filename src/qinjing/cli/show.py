@@ -121,6 +121,9 @@ def info(result: Mapping[str, Any]) -> str:
         [
             table(("net", "parameters"), nets),
             f"losses: {', '.join(result['losses'])}",
+            f"strategies: {', '.join(result['strategies'])}",
+            f"rules against liars: {', '.join(result['rules'])}",
+            f"codecs: {', '.join(result['codecs'])}",
             f"layouts: {', '.join(result['layouts'])}",
             table(("runtime", ""), runtimes),
         ]

@@ -38,6 +38,10 @@ def watch() -> Iterator[Callable[[str, dict[str, Any]], None]]:
             bar.update()
         elif kind == "validation":
             say(_validation_line(fields))
+        elif kind == "round":
+            say(_round_line(fields))
+        elif kind == "refused":
+            say(f"{fields['site']} refused: {fields['reason']}")
         elif kind == "measured":
             if bar is not None:
                 bar.close()
@@ -64,6 +68,13 @@ def _validation_line(fields: dict[str, Any]) -> str:
     if fields["collapsed"]:
         line += "; the features have COLLAPSED: stop, leave no part out, or give more scans"
     return line
+
+
+def _round_line(fields: dict[str, Any]) -> str:
+    """What a round of a federation came to."""
+    line = f"round {fields['round'] + 1} of {fields['rounds']}: {len(fields['sites'])} sites, "
+    line += f"loss {fields['loss']:.3f}, {fields['seconds']:.1f} s"
+    return line + (f", mean Dice {fields['dice']:.4f}" if "dice" in fields else "")
 
 
 def _plan_lines(plan: Any) -> list[str]:

@@ -21,11 +21,10 @@ from qinjing.engine import parallel
 from qinjing.engine.checkpoint import load_tensors, load_weights, save_tensors
 from qinjing.engine.device import Execution, peak_memory_gib
 from qinjing.engine.log import EventLog
-from qinjing.engine.muon import Muon
+from qinjing.engine.optimiser import make_optimiser, memory_of, remember
 from qinjing.engine.task import Task
 from qinjing.errors import ConfigError
 
-_UPWARDS = ("ups", "decoders", "deep_heads")  # level 0 is the finest
 _SETTLED = 0.3  # share of the schedule before which a score says nothing of a plateau
 
 
@@ -167,7 +166,7 @@ def fit(
     """
     net = execution.place(task.net)
     average = {name: value.clone() for name, value in net.state_dict().items()}
-    optimiser = _optimiser(net, config)
+    optimiser = optimiser_for(net, config)
     state_path = folder / "checkpoint" / "state.safetensors"
     progress = Progress(config.steps)
     if resume and state_path.exists():
@@ -187,7 +186,7 @@ def fit(
         while progress.step < progress.steps:
             net.train()
             rate = learning_rate(progress.share(progress.step), config)
-            value = _step(task, net, optimiser, execution, progress, rate, config)
+            value = one_step(task, net, optimiser, execution, progress, rate, config)
             _average(average, net, config.ema_decay, progress.step)
             tell("step", loss=round(value, 6), lr=round(rate, 8))
             due = _is_due(progress, config) and parallel.is_first()
@@ -216,7 +215,7 @@ def timed_steps(task: Task, config: FitConfig, execution: Execution, seconds: fl
         seconds: how long to go on, after two steps that warm up and two that count.
     """
     net = execution.place(task.net).train()
-    optimiser = _optimiser(net, config)
+    optimiser = optimiser_for(net, config)
     average = {name: value.clone() for name, value in net.state_dict().items()}
     task.follow(average)
     times: list[float] = []
@@ -224,13 +223,19 @@ def timed_steps(task: Task, config: FitConfig, execution: Execution, seconds: fl
         start = time.perf_counter()
         # By turns in the first and the second half of the schedule, since a loss may grow with it.
         progress = Progress(4, step=1 + 2 * (len(times) % 2))
-        _step(task, net, optimiser, execution, progress, 0.0, config)
+        one_step(task, net, optimiser, execution, progress, 0.0, config)
         _average(average, net, config.ema_decay, len(times))
         times.append(time.perf_counter() - start)
     return statistics.mean(statistics.median(times[2 + half :: 2]) for half in (0, 1))
 
 
-def _step(
+def optimiser_for(net: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """Return the optimiser that a configuration names."""
+    rates = (config.learning_rate, config.weight_decay, config.layer_decay)
+    return make_optimiser(net, config.optimiser, *rates)
+
+
+def one_step(
     task: Task,
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -238,7 +243,20 @@ def _step(
     progress: Progress,
     rate: float,
     config: FitConfig,
+    correct: Callable[[nn.Module], None] | None = None,
 ) -> float:
+    """Take one step and return the loss before it.
+
+    Args:
+        task: batches and loss.
+        net: the task's, placed and in training mode.
+        optimiser: as `make_optimiser` makes it.
+        execution: device, precision and memory format.
+        progress: which step of how many.
+        rate: learning rate.
+        config: how.
+        correct: changes the gradients in place before their length is bounded.
+    """
     inputs, targets = task.batch(progress.step, parallel.rank())
     for group in optimiser.param_groups:
         group["lr"] = rate * group["share"]
@@ -248,54 +266,11 @@ def _step(
         loss = task.loss(execution.send(inputs), targets.to(execution.device), share)
     loss.backward()
     parallel.average_gradients(net)
+    if correct:
+        correct(net)
     nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
     optimiser.step()
     return float(loss.detach())
-
-
-def _optimiser(net: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """As configured; biases and normalisations are not decayed, what is frozen is left out."""
-    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            share = _share(net, name, config.layer_decay)
-            parts.setdefault((parameter.ndim > 1, share), []).append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "share": share,
-        }
-        for (decayed, share), parameters in sorted(parts.items(), key=lambda part: part[0])[::-1]
-    ]
-    if config.optimiser == "muon":
-        return Muon(groups, config.learning_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _share(net: nn.Module, parameter: str, layer_decay: float) -> float:
-    """What share of the learning rate a parameter learns with.
-
-    Layers count as they stand in a U: encoders downwards, then what leads upwards, coarsest first,
-    then the rest in order of registration.
-    """
-    if layer_decay == 1:
-        return 1.0
-    layers = list(dict.fromkeys(_layer(name) for name, _ in net.named_parameters()))
-    upwards = [layer for layer in layers if layer.partition(".")[0] in _UPWARDS]
-    if upwards:
-        first = layers.index(upwards[0])
-        upwards.sort(key=lambda layer: (-int(layer.partition(".")[2]), layer.startswith("deep")))
-        rest = [layer for layer in layers if layer not in upwards]
-        layers = rest[:first] + upwards + rest[first:]
-    return layer_decay ** (len(layers) - 1 - layers.index(_layer(parameter)))
-
-
-def _layer(parameter: str) -> str:
-    """The part of a network that a parameter belongs to: encoders.0, encoders.1, …, head."""
-    part, _, rest = parameter.partition(".")
-    number = rest.partition(".")[0]
-    return f"{part}.{number}" if number.isdigit() else part
 
 
 @torch.no_grad()
@@ -364,8 +339,7 @@ def _save(
         return
     tensors = {f"net/{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"average/{name}": value for name, value in average.items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
+    tensors |= memory_of(optimiser)
     # NaN and infinity are not JSON; they stand as null.
     plain = {k: v if math.isfinite(v) else None for k, v in asdict(progress).items()}
     save_tensors(path, tensors, plain)
@@ -378,16 +352,7 @@ def _restore(
     load_weights(net, _part(tensors, "net/"), path)
     for name, value in _part(tensors, "average/").items():
         average[name].copy_(value)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(tensors, "optimiser/").items():
-        index, key = name.split("/")
-        like = parameters[int(index)]
-        value = value.to(like.device)  # counts of steps too: torch leaves them where they are
-        if value.shape == like.shape:  # laid out as its parameter: the fused step relies on it
-            value = torch.empty_like(like).copy_(value)
-        state.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    remember(optimiser, tensors)
     fresh = Progress(saved["steps"])
     return replace(fresh, **{key: value for key, value in saved.items() if value is not None})
 

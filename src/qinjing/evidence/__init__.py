@@ -23,7 +23,7 @@ pseudonyms by policy. Paths inside a configuration are cut to their last part.
 
 from qinjing.evidence.digests import Digested, digest, digested
 from qinjing.evidence.envelope import load_private_key, private_key_path
-from qinjing.evidence.record import append
+from qinjing.evidence.record import append, code_digest
 from qinjing.evidence.verify import EvidenceFault, Statement, VerifyResult, verify
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Statement",
     "VerifyResult",
     "append",
+    "code_digest",
     "digest",
     "digested",
     "load_private_key",

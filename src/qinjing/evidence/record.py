@@ -79,7 +79,7 @@ def append(
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "inputs": [_input(folder, role, one, made) for role, one in inputs.items()],
         "configuration": {"content": content, "digest": {"sha256": sha256(canonical(content))}},
-        "code": {"name": "qinjing", "version": _version(), "digest": {"sha256": _code_digest()}},
+        "code": {"name": "qinjing", "version": _version(), "digest": {"sha256": code_digest()}},
         "runtime": _runtime(),
         "public_key": public_text(signer),
     }
@@ -191,8 +191,8 @@ def _version() -> str:
 
 
 @lru_cache
-def _code_digest() -> str:
-    """Digest of the package's own source files, as they run."""
+def code_digest() -> str:
+    """Return the digest of the package's own source files, as they run."""
     root = Path(__file__).parents[1]
     sources = sorted(root.rglob("*.py"))
     return digest_of({path.relative_to(root).as_posix(): digest(path) for path in sources})

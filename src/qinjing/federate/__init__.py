@@ -1,0 +1,1 @@
+"""Training together: strategies, what travels, and who may see it."""

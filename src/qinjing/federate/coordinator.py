@@ -1,0 +1,393 @@
+"""The coordinator: pools what sites tell, plans once, leads the rounds, keeps what came of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qinjing import evidence, registry
+from qinjing.config import from_json, plain, read_config, read_json, write_json
+from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
+from qinjing.engine.log import EventLog
+from qinjing.engine.plan import Plan, with_steps
+from qinjing.errors import ConfigError, InputError, QinjingError
+from qinjing.federate.doors import Door
+from qinjing.federate.federation import FederationConfig
+from qinjing.federate.guarded import SecureRound
+from qinjing.federate.message import Message, Tensors, as_tensor
+from qinjing.federate.pooling import Sketch, pooled
+from qinjing.federate.robust import AGGREGATORS
+from qinjing.federate.site import read_strategy
+from qinjing.federate.strategies import State, Update
+from qinjing.federate.travel import (
+    FIRST,
+    Outgoing,
+    flat,
+    grouped,
+    names_of,
+    unpacked,
+)
+from qinjing.tasks.planning import Overrides, decide
+
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass
+class _Standing:
+    """Where a federation stands; saved after every round."""
+
+    round: int = 0
+    best: float = -1.0
+    cases: dict[str, int] = field(default_factory=dict)  # n_k of every site that ever answered
+    epsilon: dict[str, float] = field(default_factory=dict)  # by the sites' own accounts
+    sent: int = 0  # bytes
+    received: int = 0
+
+
+def federate(config: FederationConfig, door: Door, tell: Tell | None = None) -> dict[str, Any]:
+    """Train one model with the sites behind a door; a stopped one goes on where it stood.
+
+    Args:
+        config: how.
+        door: how sites are reached.
+        tell: told of ("plan" | "round" | "refused", fields).
+
+    Returns:
+        "output", "rounds", "seconds", "bytes" {"sent", "received"}, "sites": by name "cases" and,
+        where enough cases stand for it, "dice" {"mean", "low", "high", "n"}, and with noise
+        "epsilon" and "delta"; "refused" by site.
+
+    Raises:
+        ConfigError: the folder holds another federation, or sites name labels differently.
+        QinjingError: too few sites answer.
+    """
+    return Coordinator(config, door, tell or _silent).run()
+
+
+class Coordinator:
+    """One federation's state and its way through the rounds.
+
+    Args:
+        config: how.
+        door: how sites are reached.
+        tell: as for `federate`.
+    """
+
+    def __init__(self, config: FederationConfig, door: Door, tell: Tell) -> None:
+        self.config, self.door, self.tell = config, door, tell
+        self.strategy = read_strategy(self._strategy())
+        self.strategy.combine = registry.constructor(AGGREGATORS, "rule", config.combine)
+        self.refused: dict[str, str] = {}
+        self.standing = _Standing()
+        self.outgoing: Outgoing | None = None
+        self._few: State = {}
+        self.behind: set[str] = set()
+        self.secure: SecureRound | None = None
+        self.prepared: set[str] = set()
+        self.holds: dict[str, int] = {}  # the round of which a site has the state
+        self.code = evidence.code_digest()
+        self._path = config.output / "rounds" / "state.safetensors"
+
+    def run(self) -> dict[str, Any]:
+        """Lead the federation to its end; see `federate`."""
+        start = time.monotonic()
+        self._claim()
+        done = self.config.output / "result.json"
+        if done.exists():
+            return {"output": str(self.config.output), **read_json(done)}
+        self.plan = self._plan()
+        self.tell("plan", {"plan": self.plan})
+        state = self._restore()
+        first = self.standing.round
+        with EventLog(self.config.output / "log.jsonl", first or None) as log:
+            for number in range(first, self.config.rounds):
+                state = self._round(number, state, log)
+        return self._finish(state, start)
+
+    def _round(self, number: int, state: State, log: EventLog) -> State:
+        began = time.monotonic()
+        fields = {
+            "first": number * self.config.steps,
+            "count": self.config.steps,
+            "round": number,
+            "measure": self._is_due(number),
+            "clip_norm": self.config.clip_norm,
+            "noise": self.config.noise,
+            "delta": self.config.delta,
+        }
+        chosen = self._chosen(number)
+        answers = self._learnt(fields, self.strategy.send(state), number, chosen)
+        if len(answers) < self.config.least_sites:
+            raise QinjingError(
+                f"round {number}: {self.config.least_sites} sites must answer within "
+                f"{self.config.deadline_s:.0f} s, {len(answers)} did; see to the sites, then "
+                "repeat the command: it goes on from here"
+            )
+        event: dict[str, Any] = {"round": number, "sites": sorted(answers)}
+        event |= self._measured(state, answers)
+        spent = {s: a.fields["epsilon"] for s, a in answers.items() if "epsilon" in a.fields}
+        self.standing.epsilon |= spent
+        if self.secure:
+            answers = {"sum": self.secure.answer()}
+        updates = []
+        for site, answer in answers.items():
+            self.standing.cases[site] = int(answer.fields["cases"])
+            updates.append(Update(dict(answer.tensors), self.standing.cases[site]))
+        share = sum(u.cases for u in updates) / sum(self.standing.cases.values())
+        state = self.strategy.merge(state, updates, share)
+        loss = _mean([(a.fields["loss"], a.fields["cases"]) for a in answers.values()])
+        self.secure = None
+        self.standing.round = number + 1
+        event |= {"loss": round(loss, 6), "sent": self.standing.sent}
+        event |= {"received": self.standing.received, "seconds": round(time.monotonic() - began, 2)}
+        log.write("round", step=number, **event)
+        self._save(state)
+        self.tell("round", {**event, "rounds": self.config.rounds})
+        return state
+
+    def _learnt(
+        self, fields: dict[str, Any], state: State, number: int, sites: list[str]
+    ) -> dict[str, Message]:
+        """The sites' updates, or with secure sums the sites whose updates are in the sum."""
+        if self.config.identities is None:
+            return self._send("learn", fields, state, number, sites)
+
+        def learn(told: dict[str, Any], deliveries: Mapping[str, bytes]) -> dict[str, Message]:
+            both = {**fields, **told}
+            return self._send("learn", both, state, number, list(deliveries), deliveries)
+
+        self.secure = SecureRound(self._ask, self.config.identities, number, self._sent)
+        return self.secure.learn(sites, learn, self.config.secure_bound)
+
+    def _measured(self, state: State, answers: Mapping[str, Message]) -> dict[str, float]:
+        """What sites found on the cases that they hold out, of the model that they were sent."""
+        told = [a.fields for a in answers.values() if "score" in a.fields]
+        if not told:
+            return {}
+        score = _mean([(one["score"], one["measured"]) for one in told])
+        if score > self.standing.best:
+            self.standing.best = score
+            if self.config.keep == "best":
+                save_tensors(self._path.with_name("best.safetensors"), state["weights"], {})
+        return {"dice": round(score, 5)}
+
+    def _finish(self, state: State, start: float) -> dict[str, Any]:
+        """Let the sites measure the model, write it as any run's, leave evidence."""
+        output = self.config.output
+        best = self._path.with_name("best.safetensors")
+        sending = self.strategy.send(state)
+        last = self.config.rounds
+        if self.config.keep == "best":
+            self._measured(state, self._send("measure", {}, sending, last, self.door.sites))
+            last += 1
+        if best.exists():
+            sending = {**sending, "weights": load_tensors(best)[0]}
+        answers = self._send("finish", {}, sending, last, self.door.sites)
+        weights = grouped(self.outgoing.held)["weights"] if self.outgoing else sending["weights"]
+        save_model(output / "fold_0", self.plan.model, weights)
+        sites = {site: dict(answer.fields) for site, answer in answers.items()}
+        for site, epsilon in self.standing.epsilon.items():
+            sites.setdefault(site, {}).update(epsilon=epsilon, delta=self.config.delta)
+        spent = {"sent": self.standing.sent, "received": self.standing.received}
+        result = {
+            "rounds": self.standing.round,
+            "seconds": round(time.monotonic() - start, 1),
+            "bytes": spent,
+            "sites": sites,
+            "refused": dict(self.refused),
+        }
+        write_json(output / "result.json", result)
+        names = ("plan.json", "fingerprint.json", "federation.json", "log.jsonl", "result.json")
+        made = [output / name for name in names]
+        evidence.append(output, "federate", {}, [*made, output / "fold_0"], asdict(self.config))
+        return {"output": str(output), **result}
+
+    def _send(
+        self,
+        verb: str,
+        fields: dict[str, Any],
+        state: State,
+        number: int,
+        sites: Sequence[str],
+        secrets: Mapping[str, bytes] | None = None,
+    ) -> dict[str, Message]:
+        """Ask sites with a state, in few bytes where there is a codec; all have the plan before."""
+        new = [site for site in sites if site not in self.prepared]
+        self.prepared |= self._ask(
+            "prepare", {"plan": plain(self.plan)}, {site: {} for site in new}
+        ).keys()
+        ready = [site for site in sites if site in self.prepared]
+
+        def states(some: Sequence[str], state: State) -> dict[str, State]:
+            if secrets is None:
+                return dict.fromkeys(some, state)
+            return {site: {**state, "sum": {"bytes": as_tensor(secrets[site])}} for site in some}
+
+        if self.outgoing is None:
+            return self._ask(verb, fields, states(ready, state))
+        fields = {**fields, "codec": self.config.codec, "number": number}
+        if self.outgoing.round < number:
+            last = FIRST if verb == "finish" else ""  # the model itself, not one that is nearly so
+            self._few = self.outgoing.advance(state, number, last)
+        fields["names"] = names_of(self.outgoing.held, self._net)
+        base = self.outgoing.base
+        follow = [site for site in ready if base < 0 or self.holds.get(site) == base]
+        answers = self._ask(verb, {**fields, "base": base}, states(follow, self._few))
+        late = [site for site in ready if site not in follow or site in self.behind]
+        whole = grouped(self.outgoing.held)
+        answers |= self._ask(verb, {**fields, "base": None}, states(late, whole))
+        self.holds |= dict.fromkeys(answers, number)
+        return dict(sorted(answers.items()))
+
+    def _ask(
+        self, verb: str, fields: Mapping[str, Any], states: Mapping[str, State]
+    ) -> dict[str, Message]:
+        """Ask sites and return the answers that can be used; the others are named, with why."""
+        common = {
+            "purpose": self.config.purpose,
+            "code": self.code,
+            "seed": self.config.seed,
+            "strategy": self._strategy(),
+        }
+        requests: dict[str, bytes] = {}
+        made: dict[int, bytes] = {}  # the same for all who get the same
+        for site, state in states.items():
+            if id(state) not in made:
+                made[id(state)] = Message(verb, {**common, **fields}, state).pack()
+            requests[site] = made[id(state)]
+        answers: dict[str, Message] = {}
+        self.behind = set()
+        for site, data in self.door.ask(requests, self.config.deadline_s) if requests else ():
+            self.standing.sent += len(requests[site])
+            self.standing.received += len(data)
+            try:
+                answer = Message.unpack(data)
+                if answer.verb == "behind":
+                    self.behind.add(site)
+                    continue
+                if answer.verb == verb:
+                    answers[site] = self._checked(answer)
+                    continue
+                reason = str(answer.fields.get("reason", answer.verb))
+            except InputError as error:
+                reason = str(error)
+            if self.refused.get(site) != reason:
+                self.tell("refused", {"site": site, "reason": reason})
+            self.refused[site] = reason
+        return dict(sorted(answers.items()))  # a sum must not hang on who was first
+
+    def _checked(self, answer: Message) -> Message:
+        """Refuse an update that is not one of this plan's; return it as it was before it travelled.
+
+        Raises:
+            InputError: missing or other tensors, numbers that are none, no cases.
+        """
+        if answer.verb != "learn" or self.secure:
+            return answer
+        tensors = flat(answer.tensors)
+        if self.outgoing is not None:
+            tensors = unpacked(answer.tensors, self._sent)
+        if not isinstance(answer.fields.get("cases"), int) or answer.fields["cases"] < 1:
+            raise ConfigError("cases of an update", "1 or more", answer.fields.get("cases"))
+        if tensors.keys() != self._sent.keys():
+            differ = sorted(tensors.keys() ^ self._sent.keys())[0]
+            raise ConfigError("update", f"of what {self.config.strategy} sends", differ)
+        for name, value in sorted(tensors.items()):
+            if tuple(value.shape) != self._sent[name]:
+                raise ConfigError(f"shape of {name}", str(self._sent[name]), tuple(value.shape))
+            if not torch.isfinite(value).all():
+                raise ConfigError(f"values of {name}", "finite", "others")
+        return replace(answer, tensors=grouped(tensors))
+
+    def _chosen(self, number: int) -> list[str]:
+        """The sites that are asked in a round, drawn from those that are there."""
+        sites = sorted(self.door.sites)
+        count = max(min(self.config.least_sites, len(sites)), round(self.config.share * len(sites)))
+        order = np.random.default_rng((self.config.seed, 6, number)).permutation(len(sites))
+        return [sites[i] for i in order[:count]]
+
+    def _is_due(self, number: int) -> bool:
+        done = [
+            (number + ahead) * self.config.measurements // self.config.rounds for ahead in (0, 1)
+        ]
+        return done[1] > done[0]
+
+    def _strategy(self) -> dict[str, Any]:
+        return {"name": self.config.strategy, "options": self.config.strategy_options}
+
+    def _claim(self) -> None:
+        path = self.config.output / "federation.json"
+        wanted = plain(replace(self.config, output=Path()))
+        if path.exists() and read_json(path) != wanted:
+            raise ConfigError(
+                "output", "a new folder, or one of the same federation", "another",
+                where=self.config.output, advice="repeat the first command, or choose another",
+            )  # fmt: skip
+        write_json(path, wanted)
+
+    def _plan(self) -> Plan:
+        """One plan from what all sites tell; made once."""
+        path = self.config.output / "plan.json"
+        if path.exists():
+            return read_config(path, Plan)
+        answers = self._ask("describe", {}, {site: {} for site in self.door.sites})
+        if len(answers) < self.config.least_sites:
+            why = "; ".join(f"{site}: {reason}" for site, reason in self.refused.items())
+            raise QinjingError(
+                f"{self.config.least_sites} sites must join, {len(answers)} do; {why}"
+            )
+        told = {
+            site: from_json(answer.fields["sketch"], Sketch, where=site)
+            for site, answer in answers.items()
+        }
+        fingerprint = pooled(self.config.name, told)
+        plan = decide(fingerprint, Overrides(net=self.config.net))
+        plan = with_steps(plan, self.config.rounds * self.config.steps, None, 1)
+        write_json(self.config.output / "fingerprint.json", fingerprint)
+        labels = {str(value): name for value, name in fingerprint.labels.items()}
+        about = {"name": self.config.name, "labels": labels, "licence": ""}
+        channels = {"channel_names": list(fingerprint.channel_names)}
+        write_json(self.config.output / "dataset.json", {**about, **channels})
+        write_json(path, plan)
+        return plan
+
+    def _restore(self) -> State:
+        torch.manual_seed(self.config.seed)
+        net = self.plan.model.build()
+        fresh: Tensors = {n: v.clone() for n, v in net.state_dict().items()}
+        self._net = fresh
+        self._sent = {
+            name: tuple(fresh[name.partition("/")[2]].shape) for name in self.strategy.sends(net)
+        }
+        if self.config.codec:
+            self.outgoing = Outgoing(self.config.codec, {}, -1)
+        state = self.strategy.open(fresh)
+        if not self._path.exists():
+            return state
+        tensors, saved = load_tensors(self._path)
+        self.standing = _Standing(**saved)
+        held = {n.removeprefix("held/"): v for n, v in tensors.items() if n.startswith("held/")}
+        kept = {name: value for name, value in tensors.items() if not name.startswith("held/")}
+        if self.config.codec:
+            self.outgoing = Outgoing(self.config.codec, held, self.standing.round - 1)
+            self.holds = dict.fromkeys(self.door.sites, self.standing.round - 1)
+        return {group: {} for group in state} | grouped(kept)
+
+    def _save(self, state: State) -> None:
+        held = self.outgoing.held if self.outgoing else {}
+        tensors = flat(state) | {f"held/{name}": value for name, value in held.items()}
+        save_tensors(self._path, tensors, asdict(self.standing))
+
+
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    return sum(v * n for v, n in values) / sum(n for _, n in values)
+
+
+def _silent(kind: str, fields: dict[str, Any]) -> None:
+    """Say nothing."""

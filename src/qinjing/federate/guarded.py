@@ -1,0 +1,129 @@
+"""Rounds of which the coordinator sees nothing but the sum of all sites' updates."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qinjing.config import read_json
+from qinjing.errors import FormatError
+from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
+from qinjing.federate.secure_sum import Server, Terms, mean, weighted
+from qinjing.federate.strategies import State
+from qinjing.federate.travel import grouped
+
+Ask = Callable[[str, Mapping[str, Any], Mapping[str, State]], dict[str, Message]]
+Learn = Callable[[dict[str, Any], Mapping[str, bytes]], dict[str, Message]]
+
+
+def identities(path: Path, sites: Sequence[str]) -> dict[str, bytes]:
+    """Return the raw Ed25519 public keys of some sites from a file of all, name → base64.
+
+    Raises:
+        FormatError: no such file, or a site that it does not name.
+    """
+    told = read_json(path)
+    missing = [site for site in sites if not isinstance(told, dict) or site not in told]
+    if missing:
+        raise FormatError("identities", f"known of {missing[0]}", "none", where=path)
+    try:
+        return {site: base64.b64decode(told[site], validate=True) for site in sites}
+    except (ValueError, TypeError) as error:
+        raise FormatError("identities", "base64 by site", error, where=path) from None
+
+
+def terms_of(fields: Mapping[str, Any], path: Path) -> Terms:
+    """Return a sum's terms from a message's fields, keys from one's own file."""
+    sites = [str(site) for site in fields["sum_sites"]]
+    return Terms(
+        str(fields["sum_round"]), identities(path, sites), int(fields["sum_length"]),
+        float(fields["sum_bound"]),
+    )  # fmt: skip
+
+
+def vector_of(sent: Tensors, names: Sequence[str], loss: float, cases: int) -> np.ndarray:
+    """Return what goes into the sum: n·update, n·loss, n; float32.
+
+    Args:
+        sent: flat.
+        names: in which order.
+        loss: of the round.
+        cases: n.
+    """
+    parts = [sent[name].detach().float().reshape(-1).numpy() for name in names]
+    return weighted(np.concatenate([*parts, np.array([loss], np.float32)]), cases)
+
+
+class SecureRound:
+    """One round's sum.
+
+    Args:
+        ask: asks sites, as the coordinator does.
+        keys: file of the sites' public keys.
+        number: of the round.
+        shapes: group/name → shape of what each site's update is, in order.
+    """
+
+    def __init__(
+        self, ask: Ask, keys: Path, number: int, shapes: Mapping[str, Sequence[int]]
+    ) -> None:
+        self._ask, self._keys, self._number, self._shapes = ask, keys, number, shapes
+        self._found: Message | None = None
+
+    def learn(self, sites: Sequence[str], learn: Learn, bound: float) -> dict[str, Message]:
+        """Return the answers of the sites whose updates are in the sum, their vectors taken out.
+
+        Raises:
+            SecureSumError: too few sites stay for a sum.
+        """
+        values = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        fields = {
+            "sum_round": f"{self._number}-{secrets.token_hex(8)}",
+            "sum_sites": sorted(sites),
+            "sum_length": values + 2,
+            "sum_bound": bound,
+        }
+        server = Server(terms_of(fields, self._keys))
+
+        def stage(verb: str, told: Mapping[str, bytes]) -> dict[str, bytes]:
+            states: dict[str, State] = {
+                site: {"sum": {"bytes": as_tensor(data)}} for site, data in told.items()
+            }
+            answers = self._ask(verb, fields, states)
+            return {site: as_bytes(answer.tensors, "sum") for site, answer in answers.items()}
+
+        adverts = stage("advertise", dict.fromkeys(sites, b""))
+        roster = server.introduce(adverts)
+        deliveries = server.deliver(stage("share", dict.fromkeys(adverts, roster)))
+        answers = learn(fields, deliveries)
+        for site, answer in answers.items():
+            server.add(site, as_bytes(answer.tensors, "sum"))
+        survivors = server.survivors()
+        request = server.request(stage("agree", dict.fromkeys(answers, survivors)))
+        total = server.total(stage("unmask", dict.fromkeys(answers, request)))
+        self._found = self._as_answer(mean(total), float(total.values()[-1]))
+        return {
+            site: Message("learn", answer.fields)
+            for site, answer in answers.items() if site in total.sites
+        }  # fmt: skip
+
+    def answer(self) -> Message:
+        """Return the mean of all as one site's answer, that of all cases together."""
+        assert self._found is not None
+        return self._found
+
+    def _as_answer(self, vector: np.ndarray, cases: float) -> Message:
+        tensors: Tensors = {}
+        start = 0
+        for name, shape in self._shapes.items():
+            end = start + int(np.prod(shape))
+            tensors[name] = torch.from_numpy(vector[start:end].reshape(tuple(shape)).copy())
+            start = end
+        fields = {"cases": max(1, round(cases)), "loss": float(vector[start])}
+        return Message("learn", fields, grouped(tensors))

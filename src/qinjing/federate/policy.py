@@ -1,0 +1,80 @@
+"""What a site allows: one readable file, checked before anything is done for a coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from qinjing.data.consent import PURPOSES
+from qinjing.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A site's own rules, kept as `policy.json`.
+
+    Attributes:
+        purposes: what the site's data may serve.
+        minimum_cases: that every number which leaves the site must stand for.
+        maximum_epsilon: privacy that trainings may spend in all; None sets no bound.
+        code: digests of the program that a coordinator may run; none stands for the site's own.
+        secure_sums: updates leave hidden in a sum only.
+        minimum_sites: of which a secure sum must be.
+        hours: local time, "HH:MM-HH:MM", in which the site works for others; "" always.
+    """
+
+    purposes: tuple[str, ...] = ("federated",)
+    minimum_cases: int = 3
+    maximum_epsilon: float | None = None
+    code: tuple[str, ...] = ()
+    secure_sums: bool = False
+    minimum_sites: int = 3
+    hours: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.purposes) - set(PURPOSES)
+        if unknown:
+            raise ConfigError("purposes", f"of {', '.join(PURPOSES)}", ", ".join(sorted(unknown)))
+        if self.minimum_cases < 1:
+            raise ConfigError("minimum_cases", "1 or more", self.minimum_cases)
+        if self.minimum_sites < 3:
+            raise ConfigError("minimum_sites", "3 or more", self.minimum_sites)
+        if self.hours:
+            _hours(self.hours)
+
+    def refusal(self, wanted: Mapping[str, Any], own_code: str, now: datetime) -> str | None:
+        """Say in one sentence why a request is turned away, or None.
+
+        Args:
+            wanted: the request's fields "purpose" and "code".
+            own_code: digest of the program that the site runs.
+            now: local time.
+        """
+        purpose = wanted.get("purpose")
+        if purpose not in self.purposes:
+            return f"purpose must be one of {', '.join(self.purposes)}, got {purpose}"
+        code = wanted.get("code")
+        allowed = self.code or (own_code,)
+        if code not in allowed:
+            return (
+                f"code must be one that this site allows ({allowed[0][:12]}…), got "
+                f"{str(code)[:12]}…; run the same version of qinjing on both sides"
+            )
+        if self.hours:
+            begin, end = _hours(self.hours)
+            minute = now.hour * 60 + now.minute
+            inside = begin <= minute < end if begin <= end else not end <= minute < begin
+            if not inside:
+                return f"the hour must be in {self.hours}, it is {now:%H:%M}; ask again then"
+        return None
+
+
+def _hours(text: str) -> tuple[int, int]:
+    try:
+        begin, end = text.split("-")
+        times = [datetime.strptime(part.strip(), "%H:%M") for part in (begin, end)]
+    except ValueError:
+        raise ConfigError("hours", "like 18:00-06:00", text) from None
+    return times[0].hour * 60 + times[0].minute, times[1].hour * 60 + times[1].minute

@@ -1,0 +1,391 @@
+"""A site: it is asked, does its part on its own scans, and answers with what may leave.
+
+Everything that it needs for the next request lies in its folder, so that a site that is killed at
+any moment goes on as if nothing had been, and a request that comes twice gets the same answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qinjing import evidence, registry
+from qinjing.config import atomic_path, from_json, plain, read_config, write_json
+from qinjing.data import cache
+from qinjing.data.case import Case, Dataset
+from qinjing.data.fingerprint import Fingerprint
+from qinjing.data.splits import Split, read_splits
+from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
+from qinjing.engine.plan import Plan
+from qinjing.engine.rounds import Rounds
+from qinjing.errors import ConfigError, InputError
+from qinjing.federate import secure_sum
+from qinjing.federate.compression import ErrorFeedback
+from qinjing.federate.guarded import terms_of, vector_of
+from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
+from qinjing.federate.policy import Policy
+from qinjing.federate.pooling import sketch
+from qinjing.federate.privacy import Spending, protected, spend
+from qinjing.federate.strategies import STRATEGIES, State, Strategy, Work
+from qinjing.federate.travel import after, flat, grouped, packed, shapes_of, unpacked
+from qinjing.tasks.consented import Admitted, admitted, keeper
+from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
+from qinjing.tasks.segment import SegmentTask
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """One site.
+
+    Attributes:
+        name: as the coordinator knows it.
+        dataset: folder in any layout; it stays here.
+        folder: the site's own, for copies on the plan's grid, state and results.
+        policy: what it allows.
+        splits: a `splits_final.json`, its first fold; else the first of five by patient.
+        consent_required: no case is used of which nobody says on what ground it may be.
+        identity: the site's Ed25519 key in PEM, for secure sums.
+        peers: the sites' public keys, name → base64, from provisioning and not from a coordinator.
+    """
+
+    name: str
+    dataset: Path
+    folder: Path
+    policy: Policy = field(default_factory=Policy)
+    splits: Path | None = None
+    consent_required: bool = True
+    identity: Path | None = None
+    peers: Path | None = None
+
+
+class Site:
+    """Answer a coordinator's requests.
+
+    Args:
+        config: which site.
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        self.config = config
+        self._opened: tuple[Dataset, list[Case], Split] | None = None
+        self._sums: dict[str, secure_sum.Site] = {}
+
+    def answer(self, request: bytes) -> bytes:
+        """Return the answer to a packed message, or a refusal with its reason.
+
+        Raises:
+            FormatError: the request is no message.
+        """
+        message = Message.unpack(request)
+        verbs = {
+            "describe": self._describe,
+            "prepare": self._prepare,
+            "learn": self._learn,
+            "measure": self._measure,
+            "finish": self._finish,
+            "advertise": self._sum_stage,
+            "share": self._sum_stage,
+            "agree": self._sum_stage,
+            "unmask": self._sum_stage,
+        }
+        code = evidence.code_digest()
+        reason = self.config.policy.refusal(message.fields, code, datetime.now())
+        if reason is None and message.verb not in verbs:
+            reason = f"request must be one of {', '.join(verbs)}, got {message.verb}"
+        if reason is None:
+            try:
+                return verbs[message.verb](message).pack()
+            except InputError as error:
+                reason = str(error)
+        return Message("refused", {"reason": reason}).pack()
+
+    def _describe(self, message: Message) -> Message:
+        """What may be told of the scans; they are measured once."""
+        path = self.config.folder / "fingerprint.json"
+        if not path.exists():
+            behind, cases, split = self._open(message.fields["purpose"])
+            learnt = set(split["train"])
+            write_json(path, measure(behind.dataset, [c for c in cases if c.case_id in learnt]))
+        told = sketch(read_config(path, Fingerprint), self.config.policy.minimum_cases)
+        return Message("describe", {"sketch": plain(told)})
+
+    def _prepare(self, message: Message) -> Message:
+        """Keep the plan, and copies of the scans on its grid."""
+        plan: Plan = from_json(message.fields["plan"], Plan, where="the coordinator's plan")
+        behind, cases, split = self._open(message.fields["purpose"])
+        dataset = behind.dataset
+        if plan.label_values != tuple(sorted(dataset.labels)):
+            raise ConfigError(
+                "plan's labels", f"those of the site, {sorted(dataset.labels)}", plan.label_values
+            )
+        wanted = {*split["train"], *split["val"]}
+        own = [case for case in cases if case.case_id in wanted]
+        folder = self.config.folder / "cache"
+        cache.prepare(own, folder, plan.preprocessing, plan.label_values, dataset.ignored)
+        write_json(self.config.folder / "plan.json", plan)
+        return Message("prepare", {"cases": len(split["train"])})
+
+    def _learn(self, message: Message) -> Message:
+        """Take a round's steps, and send what came of them, hidden in a sum where there is one."""
+        if not message.fields.get("sum_round"):
+            if self.config.policy.secure_sums:
+                raise ConfigError(
+                    "update", "asked for as a part of a secure sum", "a plain one",
+                    advice="start the coordinator with the sites' identities",
+                )  # fmt: skip
+            return self._update(message)
+        delivery = as_bytes(message.tensors, "sum")
+        tensors = {name: own for name, own in message.tensors.items() if name != "sum"}
+        told = self._update(replace(message, tensors=tensors))
+        if told.verb == "behind":
+            return told
+        names = read_strategy(message.fields["strategy"]).sends(self._plan().model.build())
+        cases, loss = int(told.fields["cases"]), float(told.fields["loss"])
+        vector = vector_of(flat(told.tensors), names, loss, cases)
+        hidden = self._sum(message).mask(delivery, vector)
+        shown = {k: v for k, v in told.fields.items() if k in ("measured", "score", "epsilon")}
+        return Message("learn", shown, {"sum": {"bytes": as_tensor(hidden)}})
+
+    def _sum_stage(self, message: Message) -> Message:
+        """One of the small messages around a sum."""
+        data = as_bytes(message.tensors, "sum")
+        if message.verb == "advertise":
+            least = self.config.policy.minimum_sites
+            if len(message.fields["sum_sites"]) < least:
+                raise ConfigError(
+                    "sites of a sum", f"{least} at least", message.fields["sum_sites"]
+                )
+            if not self.config.identity or not self.config.peers:
+                raise ConfigError("identity and peers", "given for a secure sum", "none")
+            terms = terms_of(message.fields, self.config.peers)
+            key = evidence.load_private_key(self.config.identity)
+            self._sums = {terms.round_id: secure_sum.Site(terms, self.config.name, key)}
+            answer = self._sum(message).advertise()
+        else:
+            answer = getattr(self._sum(message), message.verb)(data)
+        return Message(message.verb, {}, {"sum": {"bytes": as_tensor(answer)}})
+
+    def _sum(self, message: Message) -> secure_sum.Site:
+        """The sum that is being made; it is lost with the process, and the next round goes on."""
+        found = self._sums.get(str(message.fields.get("sum_round")))
+        if found is None:
+            raise ConfigError("sum", "one that this site takes part in", "another")
+        return found
+
+    def _update(self, message: Message) -> Message:
+        """Take a round's steps; a round that was answered is answered alike."""
+        number = int(message.fields["round"])
+        kept_answer = self._rounds / f"answer_{number}.safetensors"
+        tensors, known = self._state()
+        if known.get("round") == number and kept_answer.exists():
+            return Message.unpack(kept_answer.read_bytes())
+        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        task = self._task(plan, message)
+        net = {n: v.detach().clone() for n, v in task.net.state_dict().items()}
+        received = self._received(message, net)
+        if received is None:
+            return Message("behind", {})
+        kept = grouped(_part(tensors, "kept/"))
+        fields: dict[str, Any] = {"cases": len(task.train)}
+        if message.fields.get("measure") and self._may_tell_of(task.validation):
+            fields["measured"] = len(task.validation)
+            fields["score"] = self._score(task, strategy.serves(received, kept))
+        rounds = Rounds(task, plan.fit, plan.execution, tensors)
+        work = Work(rounds, int(message.fields["first"]), int(message.fields["count"]), kept)
+        sent = strategy.learn(work, received)
+        fields["loss"] = work.losses[0]
+        sent, protection = self._protected(sent, message)
+        fields |= protection
+        lost = ErrorFeedback(_part(tensors, "lost/"))
+        codec = message.fields.get("codec")
+        if codec and not message.fields.get("sum_round"):  # a sum has bits of its own
+            sent = packed(flat(sent), codec, lost, seed=number)
+        answer = Message("learn", fields, sent)
+        with atomic_path(kept_answer) as temporary:
+            temporary.write_bytes(answer.pack())
+        state = {**rounds.memory(), **_prefixed("kept/", flat(work.kept))}
+        state |= _prefixed("lost/", lost.lost)
+        save_tensors(self._rounds / "state.safetensors", state, {"round": number})
+        for old in self._rounds.glob("answer_*.safetensors"):
+            if old != kept_answer:
+                old.unlink()
+        return answer
+
+    def _protected(self, sent: State, message: Message) -> tuple[State, dict[str, Any]]:
+        """The update clipped and with noise, where the coordinator asks for it, and what it cost.
+
+        Raises:
+            ConfigError: it would spend more than the policy allows, or the policy wants noise.
+        """
+        clip, noise = message.fields.get("clip_norm"), float(message.fields.get("noise") or 0)
+        most = self.config.policy.maximum_epsilon
+        if most is not None and not noise:
+            raise ConfigError("noise", f"asked for, so that ε stays within {most:g}", "none")
+        if not clip:
+            return sent, {}
+        told: dict[str, Any] = {"cases": 1}  # of equal weight: a weight by cases would tell its own
+        if noise:
+            spending = Spending(str(message.fields.get("training", "")), noise, 1.0, 1)
+            account = {"unit": "site", "delta": float(message.fields["delta"])}
+            ledger = spend(self.config.folder / "privacy.json", spending, most, **account)
+            told["epsilon"] = round(ledger.epsilon(), 4)
+        together = message.fields.get("sum_sites", ())
+        sites = len(together) // 2 + 1 if together else 1  # that surely stay in a sum
+        return grouped(protected(flat(sent), float(clip), noise, sites)), told
+
+    def _measure(self, message: Message) -> Message:
+        """Dice on the cases that this site holds out, of the model that it would predict with."""
+        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        task = self._task(plan, message)
+        received = self._received(message, task.net.state_dict())
+        if received is None:
+            return Message("behind", {})
+        if not self._may_tell_of(task.validation):
+            return Message("measure", {})
+        weights = strategy.serves(received, grouped(_part(self._state()[0], "kept/")))
+        score = self._score(task, weights)
+        return Message("measure", {"measured": len(task.validation), "score": score})
+
+    def _received(self, message: Message, net: Tensors) -> State | None:
+        """What the coordinator sent, whole or made from what is held here; None where it cannot."""
+        if not message.fields.get("codec"):
+            return dict(message.tensors)
+        path, number = self._rounds / "held.safetensors", int(message.fields["number"])
+        held, known = load_tensors(path) if path.exists() else ({}, {"number": -2})
+        if known["number"] == number:  # it was here before a kill
+            return grouped(held)
+        base = message.fields.get("base")
+        if base is None:
+            held = flat(message.tensors)
+        else:
+            if base >= 0 and known["number"] != base:
+                return None
+            change = unpacked(message.tensors, shapes_of(message.fields["names"], net))
+            held = after(held if base >= 0 else {}, change)
+        save_tensors(path, held, {"number": number})
+        return grouped(held)
+
+    def _score(self, task: SegmentTask, weights: Tensors) -> float:
+        """Mean Dice on the cases that this site holds out, before it learns."""
+        fresh = {n: v.clone() for n, v in task.net.state_dict().items()}
+        task.net.load_state_dict(weights)
+        with torch.inference_mode():
+            score = task.validate(task.plan.execution.place(task.net).eval())["score"]
+        task.net.load_state_dict(fresh)
+        return score
+
+    def _finish(self, message: Message) -> Message:
+        """Keep the model, segment the held-out scans as a user would, measure, leave evidence."""
+        from qinjing.tasks.evaluate import evaluate_files
+        from qinjing.tasks.predict import Segmenter, segment_cases
+
+        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        behind, cases, split = self._open(message.fields["purpose"])
+        run = self.config.folder / "model"
+        read = evidence.digested({"dataset": self.config.dataset}, without=self.config.folder)
+        received = self._received(message, plan.model.build().state_dict())
+        if received is None:
+            return Message("behind", {})
+        weights = strategy.serves(received, grouped(_part(self._state()[0], "kept/")))
+        write_json(run / "plan.json", plan)
+        save_model(run / "fold_0", plan.model, weights)
+        held_out = [case for case in cases if case.case_id in set(split["val"])]
+        answer: dict[str, Any] = {"cases": len(held_out)}
+        if held_out:
+            segment_cases(Segmenter.load(run), held_out, run / "fold_0" / "validation")
+            metrics = evaluate_files(
+                run / "fold_0" / "validation",
+                self.config.dataset,
+                run / "fold_0" / "metrics.json",
+                cases=[case.case_id for case in held_out],
+            )
+            if self._may_tell_of(held_out):
+                answer["dice"] = metrics["mean"]["foreground"]["dice"]
+        made = [path for path in sorted(run.rglob("*")) if path.is_file()]
+        told = {name: message.fields[name] for name in ("purpose", "code", "strategy")}
+        evidence.append(self.config.folder, "federate", read, made, told, basis=behind.basis)
+        record = (self.config.folder / "evidence.jsonl").read_bytes().splitlines()[-1]
+        return Message("finish", {**answer, "record": hashlib.sha256(record).hexdigest()})
+
+    def _may_tell_of(self, cases: Sequence[object]) -> bool:
+        """Whether a mean over these cases may leave: over few it would tell of one."""
+        return len(cases) >= self.config.policy.minimum_cases
+
+    @property
+    def _rounds(self) -> Path:
+        return self.config.folder / "rounds"
+
+    def _state(self) -> tuple[Tensors, dict[str, Any]]:
+        """The optimiser's moments, what the strategy keeps, what a codec lost; of which round."""
+        path = self._rounds / "state.safetensors"
+        return load_tensors(path) if path.exists() else ({}, {})
+
+    def _plan(self) -> Plan:
+        """The plan on this machine.
+
+        Raises:
+            FormatError: none was sent yet.
+        """
+        plan = read_config(self.config.folder / "plan.json", Plan)
+        return replace(plan, execution=plan.execution.here(), threads=torch.get_num_threads())
+
+    def _open(self, purpose: str) -> tuple[Admitted, list[Case], Split]:
+        """The site's data set behind its gate, and the cases that may be used at this moment."""
+        config = self.config
+        if self._opened is None:
+            given = read_splits(config.splits)[0] if config.splits else None
+            only = None if given is None else {*given["train"], *given["val"]}
+            need = config.consent_required
+            dataset, cases, _ = sound_cases(
+                config.dataset, silent, only=only, purpose=purpose, required=need
+            )
+            self._opened = dataset, cases, given or default_splits(cases)[0]
+        dataset, cases, split = self._opened
+        behind = admitted(dataset, purpose, config.consent_required)
+        cases = behind.still(cases)
+        allowed = {case.case_id for case in cases}
+        train, val = ([i for i in own if i in allowed] for own in (split["train"], split["val"]))
+        return behind, cases, Split(train=train, val=val)
+
+    def _task(self, plan: Plan, message: Message) -> SegmentTask:
+        """The network and this site's cases on the plan's grid, to be asked for batch by batch."""
+        behind, _, split = self._open(message.fields["purpose"])
+        folder = self.config.folder / "cache"
+        train, held_out = (
+            [cache.load(folder, i) for i in own] for own in (split["train"], split["val"])
+        )
+        torch.set_num_threads(plan.threads)
+        seed = int(message.fields["seed"]) * 1000 + _number(self.config.name)
+        task = SegmentTask(plan.model.build(), plan, train, held_out, seed)
+        task.keep = keeper(
+            [(behind, [*train, *held_out])], self.config.folder / "log.jsonl", silent
+        )
+        return task
+
+
+def read_strategy(content: dict[str, Any]) -> Strategy:
+    """Build the strategy that a message names: {"name": …, "options": {…}}.
+
+    Raises:
+        ConfigError: no such strategy or option.
+    """
+    return registry.build(STRATEGIES, "strategy", content["name"], **content.get("options", {}))
+
+
+def _number(name: str) -> int:
+    """A site's own draws, the same for the same name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:2], "little")
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
