@@ -24,6 +24,7 @@ from qinjing import evidence
 from qinjing.config import read_json, write_json
 from qinjing.data.consent import Change, Store
 from qinjing.data.layouts import open_dataset
+from qinjing.data.nifti import read_nifti
 from qinjing.data.splits import write_splits
 from qinjing.engine import plan as planned
 from qinjing.engine.checkpoint import load_tensors
@@ -113,6 +114,37 @@ def test_the_model_is_one_that_predicts_and_the_record_verifies(
         assert not evidence.verify(folder).faults
     # One held-out case is fewer than a number that leaves may stand for.
     assert "dice" not in result["sites"]["east"]
+
+
+def test_no_voxel_and_no_name_leaves_a_site(dataset: Path, tmp_path: Path) -> None:
+    """What is planted in every case is in none of the bytes that a site answers with."""
+    names = [case.case_id for case in open_dataset(dataset).cases]
+    heard: list[bytes] = []
+
+    def listened(site: Site, request: bytes) -> bytes:
+        heard.append(site.answer(request))
+        return heard[-1]
+
+    sites = sites_of(dataset, tmp_path / "sites")
+    door = InProcess({name: partial(listened, site) for name, site in sites.items()})
+    federate(config_for(tmp_path / "run"), door)
+    needles = [name.encode() for name in names] + [str(dataset).encode(), b"images"]
+    for name in names:
+        voxels = read_nifti(dataset / "images" / f"{name}.nii.gz").voxels.reshape(-1)[1000:1006]
+        needles += [voxels.astype(kind).tobytes() for kind in ("<i2", "<f4", "<f8", ">i2")]
+        for site in SITES:
+            prepared = tmp_path / "sites" / site / "cache" / name / "image.npy"
+            if prepared.exists():
+                needles.append(np.load(prepared).reshape(-1)[1000:1006].tobytes())
+    assert len(needles) == 2 + 12 + 12 * 4 + 12  # every case was prepared, at one site
+    for answer in heard:
+        for needle in needles:
+            assert needle not in answer
+    # And there is no room for more: what came is the weights and a few numbers.
+    size = sum(v.numel() * v.element_size() for v in weights(tmp_path / "run").values())
+    learnt = [data for data in heard if Message.unpack(data).verb == "learn"]
+    assert len(learnt) == 9 and all(size - 5000 < len(data) < size + 20_000 for data in learnt)
+    assert sum(map(len, heard)) - sum(map(len, learnt)) < 20_000 * 9
 
 
 def test_a_killed_coordinator_goes_on_to_the_same_bits(

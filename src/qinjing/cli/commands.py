@@ -20,6 +20,7 @@ from qinjing.cli.consent import (
     ConsentShow,
     ConsentVerify,
     ConsentWithdraw,
+    Unlearn,
 )
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.federate import FederateSimulate
@@ -292,6 +293,7 @@ COMMANDS: dict[str, type[Command]] = {
     "consent show": ConsentShow,
     "consent verify": ConsentVerify,
     "consent affected": ConsentAffected,
+    "unlearn": Unlearn,
     "verify": Verify,
     "info": Info,
     "phantom": Phantom,

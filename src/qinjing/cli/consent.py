@@ -229,6 +229,40 @@ class ConsentAffected(Command):
         return show.table(("model", "data set", "what it did with the case", "signed"), rows)
 
 
+@dataclass(frozen=True)
+class Unlearn(Command):
+    """Make a run forget a case: train again, without it, only what had learnt from it."""
+
+    model: Path = field(metadata=argument(metavar="RUN", there=True, help="a run folder"))
+    case: str = field(metadata=argument(metavar="CASE", help="its id in the data set"))
+    dataset: Path | None = field(
+        default=None,
+        metadata=argument(
+            "-i", "--input", metavar="DATASET", there=True, help="where it lies now, if it moved"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Train again; what was done. The library leaves the evidence."""
+        from qinjing.cli.watch import watch
+        from qinjing.tasks.unlearn import UnlearnConfig, unlearn
+
+        with watch() as tell:
+            return unlearn(UnlearnConfig(self.model, self.case, self.dataset), tell)
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """What was trained again, and what that cost."""
+        folds = ", ".join(map(str, result["retrained"])) or "none"
+        return (
+            f"forgotten: {result['case_id']}; folds trained again: {folds}, "
+            f"{100 * result['share']:.0f} % of the run's steps, in {result['seconds']} s"
+        )
+
+    def after_stop(self) -> str:
+        """How to go on after Ctrl-C."""
+        return "give the same command again: the case is not forgotten before it ends"
+
+
 def _append(
     decision: str,
     patient: str,

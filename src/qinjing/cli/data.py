@@ -70,6 +70,13 @@ class DataSplit(Command):
             "--folds", metavar="K", parse=at_least(2, "--folds"), help="how many folds"
         ),
     )
+    shards: int | None = field(
+        default=None,
+        metadata=argument(
+            "--shards", metavar="K", parse=at_least(2, "--shards"),
+            help="instead: folds that share no case of training, so that `unlearn` costs one of K",
+        ),
+    )  # fmt: skip
     seed: int = field(
         default=12345,
         metadata=argument(
@@ -81,11 +88,15 @@ class DataSplit(Command):
         """Split; the number of cases on each side of each fold."""
         from qinjing import evidence
         from qinjing.data.layouts import open_dataset
-        from qinjing.data.splits import make_splits, write_splits
+        from qinjing.data.splits import make_shards, make_splits, write_splits
 
         read = evidence.digested({"dataset": self.dataset})
         dataset = open_dataset(self.dataset)
-        splits = make_splits(dataset.cases, self.folds, self.seed)
+        splits = (
+            make_shards(dataset.cases, self.shards, self.seed)
+            if self.shards
+            else make_splits(dataset.cases, self.folds, self.seed)
+        )
         write_splits(self.output, splits)
         record(self, "data split", read, [self.output], dataset.licence)
         counts = [{"train": len(one["train"]), "val": len(one["val"])} for one in splits]

@@ -122,12 +122,23 @@ class FederateJoin(Command):
         )
     )
 
+    peers: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--peers", metavar="FILE", there=True,
+            help="all sites' identities.json, for secure sums; kept in the folder",
+        ),
+    )  # fmt: skip
+
     def run(self) -> dict[str, Any]:
         """Check the papers, connect, and answer what is asked."""
+        from qinjing.config import read_json, write_json
         from qinjing.federate.flare.member import attend
         from qinjing.federate.flare.papers import accept
 
         accept(self.signed, self.output)
+        if self.peers:
+            write_json(self.output / "peers.json", read_json(self.peers))
         attend(self.output, _tell_site)
         return {"site": str(self.output)}
 
@@ -173,6 +184,8 @@ class FederateCoordinate(Command):
     rounds: int = _like("rounds")
     steps: int = _like("steps")
     net: str = _like("net")
+    codec: str = _like("codec")
+    secure: bool = _like("secure")
     share: float = _like("share")
     seed: int = _like("seed")
 
@@ -190,6 +203,8 @@ class FederateCoordinate(Command):
             strategy=self.strategy,
             combine=self.combine,
             net=self.net,
+            codec=self.codec,
+            identities=self.provisioned / "identities.json" if self.secure else None,
             seed=self.seed,
             share=self.share,
             deadline_s=self.deadline_s,

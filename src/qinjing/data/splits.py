@@ -58,6 +58,34 @@ def make_splits(cases: Iterable[Case], folds: int = 5, seed: int = 12345) -> lis
     return [{"train": sorted(set(every) - set(fold)), "val": sorted(fold)} for fold in validated]
 
 
+def make_shards(cases: Sequence[Case], shards: int, seed: int = 12345) -> list[Split]:
+    """Deal the cases to shards by patient: folds that have no case of training in common.
+
+    A model of each, averaged, can forget a case at the cost of one. A fifth of the patients is held
+    out of all shards, and each measures on a part of it.
+
+    Args:
+        cases: of one data set.
+        shards: how many, at least 2 and at most a fifth of the patients.
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: more shards than that, or fewer than 2.
+
+    Source: arXiv:1912.03817 (Bourtoule et al., SISA).
+    """
+    outer = make_splits(cases, 5, seed)[0]
+    sides = {side: [c for c in cases if c.case_id in set(outer[side])] for side in ("train", "val")}
+    most = len({case.patient_id for case in sides["val"]})
+    if not 2 <= shards <= most:
+        raise ConfigError("shards", f"from 2 to a fifth of the patients, {most}", shards)
+    dealt = {
+        side: [f["val"] for f in make_splits(own, shards, seed)] for side, own in sides.items()
+    }
+    pairs = zip(dealt["train"], dealt["val"], strict=True)
+    return [{"train": train, "val": val} for train, val in pairs]
+
+
 def write_splits(path: str | Path, splits: Sequence[Split]) -> None:
     """Write splits_final.json in nnU-Net's form, whole or not at all."""
     write_json(path, list(splits))

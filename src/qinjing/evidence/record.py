@@ -47,6 +47,7 @@ def append(
     configuration: Any,
     *,
     basis: str | None = None,
+    removed: Iterable[str] = (),
     key: str | Path | None = None,
 ) -> None:
     """Append one signed statement to the record of `folder`, after the work.
@@ -63,6 +64,8 @@ def append(
             in it.
         configuration: a dataclass or JSON content; paths in it are cut to their last part.
         basis: the licence, consent or other ground on which the inputs are used.
+        removed: names, relative to `folder`, of files that earlier statements name and that were
+            taken away on purpose.
         key: Ed25519 private key in PEM; default `private_key_path()`, made on first use.
 
     Raises:
@@ -85,6 +88,9 @@ def append(
     }
     if basis:
         predicate["basis"] = basis
+    gone = sorted(removed)
+    if gone:
+        predicate["removed"] = gone
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [

@@ -33,6 +33,7 @@ class Statement:
         outputs: path relative to the record's folder → SHA-256.
         inputs: as recorded: name, kind, SHA-256, and the path where one was kept.
         key_id: SHA-256 of the public key that signed it.
+        removed: paths of files that were taken away on purpose, relative to the record's folder.
     """
 
     record: str
@@ -42,6 +43,7 @@ class Statement:
     outputs: Mapping[str, str]
     inputs: tuple[Mapping[str, str], ...]
     key_id: str
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class _Walk:
         self.statements.append((place, statement))
         for output, expected in statement.outputs.items():
             self.latest[place / output] = statement, expected
+        for name in statement.removed:
+            self.latest.pop(place / name, None)
 
     def head(self, place: Path, lines: list[bytes]) -> None:
         """Check the signed count and last digest against the lines that are there."""
@@ -298,6 +302,7 @@ def _statement(record: str, line: int, content: dict[str, Any], key_id: str) -> 
         outputs,
         tuple(inputs),
         key_id,
+        tuple(str(name) for name in predicate.get("removed", ())),
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -113,7 +113,8 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     if plan.transfer:
         _warn_of_seen(Path(plan.transfer.trunk), opened.name, [splits[k] for k in folds], tell)
     torch.set_num_threads(plan.threads)
-    _prepare(config, cases, plan, opened.ignored)
+    named = {i for split in splits for ids in split.values() for i in cast(list[str], ids)}
+    _prepare(config, [c for c in cases if c.case_id in named], plan, opened.ignored)
     tell("prepared", {"cases": len(cases)})
     results: list[dict[str, Any]] = []
     for fold in folds:

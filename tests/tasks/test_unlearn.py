@@ -1,0 +1,132 @@
+"""Forgetting a case: the same bits as never having learnt from it, at the cost of one shard."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tasks.test_train import write_case
+
+from qinjing import evidence
+from qinjing.config import read_json, write_json
+from qinjing.data.case import Case
+from qinjing.data.layouts import open_dataset
+from qinjing.data.splits import make_shards, read_splits, write_splits
+from qinjing.engine.checkpoint import load_tensors
+from qinjing.engine.plan import make_plan, with_steps
+from qinjing.errors import ConfigError
+from qinjing.tasks import train as training
+from qinjing.tasks.planning import measure
+from qinjing.tasks.predict import predict_folder
+from qinjing.tasks.train import TrainConfig, train
+from qinjing.tasks.unlearn import UnlearnConfig, unlearn
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forgettable")
+    for number in range(10):
+        write_case(folder, f"case{number}", number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("sharded")
+    opened = open_dataset(dataset)
+    made = make_plan(measure(opened, opened.cases), device="cpu", threads=1)
+    plan = with_steps(replace(made, batch_size=2), 2, None, 1)
+    write_json(folder / "plan.json", plan)
+    write_splits(folder / "splits.json", make_shards(opened.cases, 2))
+    given = {"plan": folder / "plan.json", "splits": folder / "splits.json"}
+    return TrainConfig(dataset, folder / "run", fold="all", **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(config: TrainConfig) -> Path:
+    train(config)
+    return config.output
+
+
+def weights(fold: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(fold / "weights.safetensors")[0]
+
+
+def test_shards_share_no_patient() -> None:
+    cases = [Case(f"p{n // 2}_{n % 2}", f"p{n // 2}", (Path("x"),)) for n in range(80)]
+    shards = make_shards(cases, 8)
+    learnt = [i for shard in shards for i in shard["train"]]
+    held_out = [i for shard in shards for i in shard["val"]]
+    assert sorted([*learnt, *held_out]) == sorted(case.case_id for case in cases)
+    owners = [{i.partition("_")[0] for i in shard["train"]} for shard in shards]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == 32
+    assert max(map(len, owners)) - min(map(len, owners)) <= 1
+    with pytest.raises(ConfigError, match="from 2 to a fifth of the patients, 8"):
+        make_shards(cases, 9)
+
+
+def test_forgetting_is_never_having_learnt(
+    config: TrainConfig, run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    splits = read_splits(mine / "splits_final.json")
+    case = splits[1]["train"][0]
+    other = weights(mine / "fold_0")
+    stopped: list[str] = []
+
+    def kill(kind: str, fields: object) -> None:
+        if kind == "step" and not stopped:
+            stopped.append(kind)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(UnlearnConfig(mine, case), kill)
+    outcome = unlearn(UnlearnConfig(mine, case))
+    assert outcome["retrained"] == [1] and outcome["share"] == 0.5
+    # What training without the case comes to, from nothing.
+    never = [{**split, "train": [i for i in split["train"] if i != case]} for split in splits]
+    write_splits(tmp_path / "never.json", never)
+    train(replace(config, output=tmp_path / "never", splits=tmp_path / "never.json"))
+    for fold in ("fold_0", "fold_1"):
+        for name, value in weights(tmp_path / "never" / fold).items():
+            assert torch.equal(value, weights(mine / fold)[name])
+    assert all(torch.equal(value, weights(mine / "fold_0")[name]) for name, value in other.items())
+    assert any(
+        not torch.equal(value, weights(mine / "fold_1")[name])
+        for name, value in weights(run / "fold_1").items()
+    )
+    # Nothing of it is left but that it was forgotten.
+    left = [
+        path.relative_to(mine).as_posix()
+        for path in mine.rglob("*")
+        if path.is_file() and (case in path.name or case.encode() in path.read_bytes())
+    ]
+    assert set(left) <= {"unlearned.json", "fingerprint.json", "evidence.jsonl"}
+    assert not evidence.verify(mine).faults
+    assert len(predict_folder(mine, dataset / "images", tmp_path / "out")["outputs"]) == 10
+
+
+def test_what_was_only_measured_on_is_forgotten_without_training(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    splits = read_splits(mine / "splits_final.json")
+    write_splits(mine / "splits_final.json", [{**splits[0], "val": [*splits[0]["val"]]}, splits[1]])
+    case = splits[0]["val"][0]
+    with pytest.raises(ConfigError, match="left with a case on either side"):
+        unlearn(UnlearnConfig(mine, case))
+    with pytest.raises(ConfigError, match="one that the run saw"):
+        unlearn(UnlearnConfig(mine, "nobody"))
+    monkeypatch.setattr(training, "fit", None)  # nothing is trained
+    more = [{**splits[0], "val": [case, splits[1]["val"][0]]}, splits[1]]
+    write_splits(mine / "splits_final.json", more)
+    assert unlearn(UnlearnConfig(mine, case))["retrained"] == []
+    cases = [one["case_id"] for one in read_json(mine / "metrics.json")["cases"]]
+    assert case not in cases and cases
+    assert not (mine / "fold_0" / "validation" / f"{case}.nii.gz").exists()
+    assert not evidence.verify(mine).faults
