@@ -263,6 +263,16 @@ def test_no_case_without_consent_and_none_after_it_was_withdrawn(
     assert "licence: CC0" in basis and "store of 1 rows" in basis
 
 
+def test_a_fault_at_a_site_stays_there_in_its_words(dataset: Path, tmp_path: Path) -> None:
+    sites = sites_of(dataset, tmp_path / "sites")
+    config = replace(sites["east"].config, dataset=tmp_path / "gone")
+    answers = {n: s.answer for n, s in sites.items()} | {"east": Site(config).answer}
+    result = federate(config_for(tmp_path / "run"), InProcess(answers))
+    assert result["refused"]["east"].endswith("its refusals.log says why")
+    assert "gone" in (tmp_path / "sites" / "east" / "refusals.log").read_text()
+    assert str(tmp_path) not in (tmp_path / "run" / "result.json").read_text()
+
+
 def test_too_few_answers_stop_the_round_and_nothing_is_lost(dataset: Path, tmp_path: Path) -> None:
     sites = sites_of(dataset, tmp_path / "sites")
 

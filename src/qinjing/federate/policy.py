@@ -1,14 +1,19 @@
-"""What a site allows: one readable file, checked before anything is done for a coordinator."""
+"""What a site is and allows: its own file, checked before anything is done for a coordinator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from qinjing.data.consent import PURPOSES
 from qinjing.errors import ConfigError
+
+
+class RefusedError(ConfigError):
+    """Why a site turns a request away, in words that may leave it: no path, no case."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,31 @@ class Policy:
             if not inside:
                 return f"the hour must be in {self.hours}, it is {now:%H:%M}; ask again then"
         return None
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """One site.
+
+    Attributes:
+        name: as the coordinator knows it.
+        dataset: folder in any layout; it stays here.
+        folder: the site's own, for copies on the plan's grid, state and results.
+        policy: what it allows.
+        splits: a `splits_final.json`, its first fold; else the first of five by patient.
+        consent_required: no case is used of which nobody says on what ground it may be.
+        identity: the site's Ed25519 key in PEM, for secure sums.
+        peers: the sites' public keys, name → base64, from provisioning and not from a coordinator.
+    """
+
+    name: str
+    dataset: Path
+    folder: Path
+    policy: Policy = field(default_factory=Policy)
+    splits: Path | None = None
+    consent_required: bool = True
+    identity: Path | None = None
+    peers: Path | None = None
 
 
 def _hours(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from qinjing.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from qinjing.errors import ConfigError
+from qinjing.federate.policy import RefusedError
 
 LEAST = 3  # cases that a number must stand for
 _CASES = 64  # that stand for all sites' in the pooled fingerprint
@@ -53,11 +54,11 @@ def sketch(fingerprint: Fingerprint, least: int = LEAST) -> Sketch:
         least: cases that every number must stand for.
 
     Raises:
-        ConfigError: fewer cases than that.
+        RefusedError: fewer cases than that.
     """
     cases = fingerprint.cases
     if len(cases) < least:
-        raise ConfigError(
+        raise RefusedError(
             "cases of a site", f"{least} at least to be told of", len(cases),
             advice="join with more, or lower the minimum in the site's policy",
         )  # fmt: skip

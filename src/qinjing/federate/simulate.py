@@ -20,8 +20,8 @@ from qinjing.federate.coordinator import Tell, federate
 from qinjing.federate.doors import InProcess
 from qinjing.federate.federation import FederationConfig
 from qinjing.federate.message import Message
-from qinjing.federate.policy import Policy
-from qinjing.federate.site import Site, SiteConfig
+from qinjing.federate.policy import Policy, SiteConfig
+from qinjing.federate.site import Site
 from qinjing.tasks.evaluate import evaluate_files
 from qinjing.tasks.planning import silent, sound_cases
 from qinjing.tasks.predict import Segmenter, segment_cases
@@ -86,7 +86,8 @@ def simulate(config: SimulationConfig, tell: Tell | None = None) -> dict[str, An
     tell = tell or silent
     output = config.federation.output
     read = evidence.digested({"dataset": config.dataset}, without=output)
-    dataset, cases, refused = sound_cases(config.dataset, tell)
+    purpose = config.federation.purpose
+    dataset, cases, refused = sound_cases(config.dataset, tell, purpose=purpose)
     shares = by_group(cases) if config.sites is None else dealt(cases, config)
     splits = {name: held_apart(own, config.federation.seed) for name, own in shares.items()}
     write_json(

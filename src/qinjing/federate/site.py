@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from qinjing import evidence, registry
 from qinjing.config import atomic_path, from_json, plain, read_config, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
+from qinjing.data.consent import open_gate
 from qinjing.data.fingerprint import Fingerprint
+from qinjing.data.layouts import open_dataset
 from qinjing.data.splits import Split, read_splits
 from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
 from qinjing.engine.plan import Plan
@@ -29,39 +31,15 @@ from qinjing.federate import secure_sum
 from qinjing.federate.compression import ErrorFeedback
 from qinjing.federate.guarded import terms_of, vector_of
 from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
-from qinjing.federate.policy import Policy
+from qinjing.federate.policy import RefusedError, SiteConfig
 from qinjing.federate.pooling import sketch
 from qinjing.federate.privacy import Spending, protected, spend
+from qinjing.federate.secure_sum import SecureSumError
 from qinjing.federate.strategies import STRATEGIES, State, Strategy, Work
 from qinjing.federate.travel import after, flat, grouped, packed, shapes_of, unpacked
 from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
 from qinjing.tasks.segment import SegmentTask
-
-
-@dataclass(frozen=True)
-class SiteConfig:
-    """One site.
-
-    Attributes:
-        name: as the coordinator knows it.
-        dataset: folder in any layout; it stays here.
-        folder: the site's own, for copies on the plan's grid, state and results.
-        policy: what it allows.
-        splits: a `splits_final.json`, its first fold; else the first of five by patient.
-        consent_required: no case is used of which nobody says on what ground it may be.
-        identity: the site's Ed25519 key in PEM, for secure sums.
-        peers: the sites' public keys, name → base64, from provisioning and not from a coordinator.
-    """
-
-    name: str
-    dataset: Path
-    folder: Path
-    policy: Policy = field(default_factory=Policy)
-    splits: Path | None = None
-    consent_required: bool = True
-    identity: Path | None = None
-    peers: Path | None = None
 
 
 class Site:
@@ -101,8 +79,12 @@ class Site:
         if reason is None:
             try:
                 return verbs[message.verb](message).pack()
-            except InputError as error:
+            except (RefusedError, SecureSumError) as error:
                 reason = str(error)
+            except InputError as error:  # its words may name a file or a case, which stay here
+                with (self.config.folder / "refusals.log").open("a", encoding="utf-8") as log:
+                    log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message.verb}: {error}\n")
+                reason = "the site's scans or settings cannot be used; its refusals.log says why"
         return Message("refused", {"reason": reason}).pack()
 
     def _describe(self, message: Message) -> Message:
@@ -121,7 +103,7 @@ class Site:
         behind, cases, split = self._open(message.fields["purpose"])
         dataset = behind.dataset
         if plan.label_values != tuple(sorted(dataset.labels)):
-            raise ConfigError(
+            raise RefusedError(
                 "plan's labels", f"those of the site, {sorted(dataset.labels)}", plan.label_values
             )
         wanted = {*split["train"], *split["val"]}
@@ -135,7 +117,7 @@ class Site:
         """Take a round's steps, and send what came of them, hidden in a sum where there is one."""
         if not message.fields.get("sum_round"):
             if self.config.policy.secure_sums:
-                raise ConfigError(
+                raise RefusedError(
                     "update", "asked for as a part of a secure sum", "a plain one",
                     advice="start the coordinator with the sites' identities",
                 )  # fmt: skip
@@ -158,11 +140,11 @@ class Site:
         if message.verb == "advertise":
             least = self.config.policy.minimum_sites
             if len(message.fields["sum_sites"]) < least:
-                raise ConfigError(
+                raise RefusedError(
                     "sites of a sum", f"{least} at least", message.fields["sum_sites"]
                 )
             if not self.config.identity or not self.config.peers:
-                raise ConfigError("identity and peers", "given for a secure sum", "none")
+                raise RefusedError("identity and peers", "given for a secure sum", "none")
             terms = terms_of(message.fields, self.config.peers)
             key = evidence.load_private_key(self.config.identity)
             self._sums = {terms.round_id: secure_sum.Site(terms, self.config.name, key)}
@@ -175,7 +157,7 @@ class Site:
         """The sum that is being made; it is lost with the process, and the next round goes on."""
         found = self._sums.get(str(message.fields.get("sum_round")))
         if found is None:
-            raise ConfigError("sum", "one that this site takes part in", "another")
+            raise RefusedError("sum", "one that this site takes part in", "another")
         return found
 
     def _update(self, message: Message) -> Message:
@@ -221,19 +203,22 @@ class Site:
         """The update clipped and with noise, where the coordinator asks for it, and what it cost.
 
         Raises:
-            ConfigError: it would spend more than the policy allows, or the policy wants noise.
+            RefusedError: it would spend more than the policy allows, or the policy wants noise.
         """
         clip, noise = message.fields.get("clip_norm"), float(message.fields.get("noise") or 0)
         most = self.config.policy.maximum_epsilon
         if most is not None and not noise:
-            raise ConfigError("noise", f"asked for, so that ε stays within {most:g}", "none")
+            raise RefusedError("noise", f"asked for, so that ε stays within {most:g}", "none")
         if not clip:
             return sent, {}
         told: dict[str, Any] = {"cases": 1}  # of equal weight: a weight by cases would tell its own
         if noise:
             spending = Spending(str(message.fields.get("training", "")), noise, 1.0, 1)
             account = {"unit": "site", "delta": float(message.fields["delta"])}
-            ledger = spend(self.config.folder / "privacy.json", spending, most, **account)
+            try:
+                ledger = spend(self.config.folder / "privacy.json", spending, most, **account)
+            except ConfigError as error:
+                raise RefusedError("noise", f"within the site's account: {error}") from None
             told["epsilon"] = round(ledger.epsilon(), 4)
         together = message.fields.get("sum_sites", ())
         sites = len(together) // 2 + 1 if together else 1  # that surely stay in a sum
@@ -338,6 +323,12 @@ class Site:
     def _open(self, purpose: str) -> tuple[Admitted, list[Case], Split]:
         """The site's data set behind its gate, and the cases that may be used at this moment."""
         config = self.config
+        root = open_dataset(config.dataset).root
+        if config.consent_required and open_gate(root, purpose) is None:
+            raise RefusedError(
+                "consent", "kept in a store or declared in consent.json", "neither",
+                advice="see docs/howto/consent.md",
+            )  # fmt: skip
         if self._opened is None:
             given = read_splits(config.splits)[0] if config.splits else None
             only = None if given is None else {*given["train"], *given["val"]}

@@ -94,13 +94,19 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
         "share": round(len(work["retrained"]) / len(kept), 4),
         "seconds": round(time.monotonic() - start, 1),
     }
+    made = [_written(run, outcome), run / "splits_final.json", run / "run.json"]
+    made += run.glob("**/metrics.json")
+    journal.unlink()
+    evidence.append(run, "unlearn", read, made, config, removed=work["removed"])
+    return outcome
+
+
+def _written(run: Path, outcome: dict[str, Any]) -> Path:
+    """What was forgotten so far, with this one."""
     path = run / OUTCOME
     before = read_json(path)["cases"] if path.exists() else []
     write_json(path, {"cases": [*before, outcome]})
-    journal.unlink()
-    made = [path, run / "splits_final.json", run / "run.json", *run.glob("**/metrics.json")]
-    evidence.append(run, "unlearn", read, made, config, removed=work["removed"])
-    return outcome
+    return path
 
 
 def _journal(run: Path) -> Path:
