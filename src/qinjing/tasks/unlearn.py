@@ -63,16 +63,7 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
     run, tell = config.run, tell or silent
     told: dict[str, Any] = read_json(run / "run.json")
     dataset = config.dataset or Path(told["dataset"])
-    journal = _journal(run)
-    if not journal.exists():
-        _check_trunk(config)
-        write_json(journal, {"case_id": config.case_id, **_affected(config)})
-    work = read_json(journal)
-    if work["case_id"] != config.case_id:
-        raise ConfigError(
-            "case", f"{work['case_id']}, which is being forgotten", config.case_id, where=run,
-            advice="finish that first",
-        )  # fmt: skip
+    work = _work(config)
     kept = [_without(split, config.case_id) for split in read_splits(run / "splits_final.json")]
     write_splits(run / "splits_final.json", kept)
     for fold in work["measured"]:
@@ -96,7 +87,7 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
     }
     made = [_written(run, outcome), run / "splits_final.json", run / "run.json"]
     made += run.glob("**/metrics.json")
-    journal.unlink()
+    _journal(run).unlink()
     evidence.append(run, "unlearn", read, made, config, removed=work["removed"])
     return outcome
 
@@ -112,6 +103,21 @@ def _written(run: Path, outcome: dict[str, Any]) -> Path:
 def _journal(run: Path) -> Path:
     """Beside the run, since it belongs to no model."""
     return run.with_name(f".{run.name}.unlearning.json")
+
+
+def _work(config: UnlearnConfig) -> dict[str, Any]:
+    """What there is to do, written down once, so that a kill changes nothing of it."""
+    journal = _journal(config.run)
+    if not journal.exists():
+        _check_trunk(config)
+        write_json(journal, {"case_id": config.case_id, **_affected(config)})
+    work: dict[str, Any] = read_json(journal)
+    if work["case_id"] != config.case_id:
+        raise ConfigError(
+            "case", f"{work['case_id']}, which is being forgotten", config.case_id,
+            where=config.run, advice="finish that first",
+        )  # fmt: skip
+    return work
 
 
 def _affected(config: UnlearnConfig) -> dict[str, Any]:
