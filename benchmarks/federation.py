@@ -26,6 +26,7 @@ from qinjing.config import read_json, write_json
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.engine.device import environment
+from qinjing.engine.log import read_events
 from qinjing.federate.federation import FederationConfig
 from qinjing.federate.simulate import SimulationConfig, simulate
 from qinjing.report.compare import compare
@@ -80,6 +81,15 @@ def difference(run: Path, other: Path) -> Mapping[str, Any]:
     return {**row["difference"], "verdict": row["verdict"]}
 
 
+def megabytes_a_round(run: Path) -> dict[str, float]:
+    """What travels in a round between the first and the last, all sites together, the median."""
+    events = [e for e in read_events(run / "log.jsonl") if e["kind"] == "round"][1:]
+    return {
+        way: round(float(np.median(np.diff([e[way] for e in events]))) / 1e6, 3)
+        for way in ("sent", "received")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-i", "--input", type=Path, required=True)
@@ -102,6 +112,7 @@ def main() -> None:
     wanted += [(args.strategies[0], codec) for codec in args.codecs]
     rows: dict[str, Any] = {}
     beside: dict[str, str] = {}
+    first: Path | None = None
     for strategy, codec in wanted:
         name = f"{strategy}-{codec}" if codec else strategy
         federation = FederationConfig(
@@ -112,6 +123,7 @@ def main() -> None:
             result = simulate(SimulationConfig(source, federation, beside=not beside), tell)
         beside = beside or {n: r for n, r in result["runs"].items() if n != "federated"}
         run = Path(result["runs"]["federated"])
+        first = first or run
         rows[name] = {
             "dice": dice(run),
             "over_pooled": difference(run, Path(beside["pooled"])),
@@ -120,6 +132,8 @@ def main() -> None:
                 for site, alone in beside.items() if site != "pooled"
             },
             "each_site": {site: told.get("dice") for site, told in result["sites"].items()},
+            "over_the_first": difference(run, first) if run != first else None,
+            "megabytes_a_round": megabytes_a_round(run),
             "megabytes": {way: round(n / 1e6, 2) for way, n in result["bytes"].items()},
             "seconds": result["seconds"],
         }  # fmt: skip

@@ -47,6 +47,22 @@ def test_networks() -> None:
     assert f"the time of {rows['unet']['steps']} steps of a U-Net" in said
 
 
+def test_federation() -> None:
+    said, measured = row("mean Dice of 39 held-out hippocampi"), result("federation_hippocampus")
+    plain, few = (measured["federations"][name] for name in ("fedavg", "fedavg-spectral"))
+
+    def figure(one: dict[str, Any]) -> str:
+        (moved,) = {f"{n:.1f} MB" for n in one["megabytes_a_round"].values()}
+        return f"{one['dice']['mean']:.3f} with {moved}"
+
+    assert f"| federated: {figure(plain)}, {figure(few)} |" in said
+    assert f"pooled, as many steps: {measured['pooled']['mean']:.3f};" in said
+    alone = sorted(one["mean"] for one in measured["alone"].values())
+    assert f"each site alone: {alone[0]:.3f} to {alone[-1]:.3f} |" in said
+    assert f"after {measured['rounds'] * measured['steps']} steps at each of five" in said
+    assert len(alone) == 5 and measured["pooled"]["n"] == 39
+
+
 def test_surface_metrics() -> None:
     measured, said = result("surface_metrics"), row("HD95 and NSD")
     seconds = measured["cpu_seconds"]
