@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from qinjing.cli.arguments import Command, argument, at_least
 from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.record import DATASET, output_argument
 
+_LEAVE_S, _STOPPED = 10.0, 130
 _PROVISIONED = argument(
     "-p", "--provisioned", metavar="FOLDER", there=True, help="what `federate provision` made"
 )
@@ -139,7 +142,14 @@ class FederateJoin(Command):
         accept(self.signed, self.output)
         if self.peers:
             write_json(self.output / "peers.json", read_json(self.peers))
-        attend(self.output, _tell_site)
+        try:
+            attend(self.output, _tell_site)
+        except KeyboardInterrupt:
+            # Threads of gRPC can outlive the stop by minutes; all that is to be kept is on the disk.
+            leave = threading.Timer(_LEAVE_S, os._exit, (_STOPPED,))
+            leave.daemon = True
+            leave.start()
+            raise
         return {"site": str(self.output)}
 
     def text(self, result: Mapping[str, Any]) -> str:

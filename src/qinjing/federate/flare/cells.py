@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from logging.handlers import RotatingFileHandler
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CHANNEL = "qinjing"
 _LOG_BYTES, _LOGS = 10 * 2**20, 3
+_STOP_S = 5.0
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def opened(name: str, folder: Path, invitation: Invitation) -> Iterator[Cell]:
         try:
             yield cell
         finally:
-            cell.stop()
+            stopping = threading.Thread(target=cell.stop, daemon=True)
+            stopping.start()
+            stopping.join(_STOP_S)  # a peer that is gone can hold it up
             CoreCell.ALL_CELLS.pop(name, None)  # or no other of the name may follow in this process
 
 
