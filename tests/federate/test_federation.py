@@ -250,7 +250,7 @@ def test_no_case_without_consent_and_none_after_it_was_withdrawn(
             drawn.clear()
         return sites["east"].answer(request)
 
-    sites = sites_of(dataset, tmp_path / "sites")
+    sites = sites_of(dataset, tmp_path / "sites", Policy(minimum_cases=2))
     answers: dict[str, Answer] = {name: site.answer for name, site in sites.items()}
     result = federate(
         config_for(tmp_path / "run", steps=4), InProcess({**answers, "east": withdrawing})

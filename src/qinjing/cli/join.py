@@ -145,7 +145,7 @@ class FederateJoin(Command):
         try:
             attend(self.output, _tell_site)
         except KeyboardInterrupt:
-            # Threads of gRPC can outlive the stop by minutes; all that is to be kept is on the disk.
+            # Threads of gRPC can outlive the stop by minutes; what is to be kept is on the disk.
             leave = threading.Timer(_LEAVE_S, os._exit, (_STOPPED,))
             leave.daemon = True
             leave.start()

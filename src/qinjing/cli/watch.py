@@ -73,7 +73,10 @@ def _validation_line(fields: dict[str, Any]) -> str:
 def _round_line(fields: dict[str, Any]) -> str:
     """What a round of a federation came to."""
     line = f"round {fields['round'] + 1} of {fields['rounds']}: {len(fields['sites'])} sites, "
-    line += f"loss {fields['loss']:.3f}, {fields['seconds']:.1f} s"
+    loss = (
+        f"loss {fields['loss']:.3f}, " if "loss" in fields else ""
+    )  # private where there is noise
+    line += f"{loss}{fields['seconds']:.1f} s"
     return line + (f", mean Dice {fields['dice']:.4f}" if "dice" in fields else "")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +19,7 @@ from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
 from qinjing.engine.log import EventLog
 from qinjing.engine.plan import Plan, with_steps
 from qinjing.errors import ConfigError, InputError, QinjingError
+from qinjing.federate.answers import check_numbers, check_update
 from qinjing.federate.doors import Door
 from qinjing.federate.federation import FederationConfig
 from qinjing.federate.guarded import SecureRound
@@ -33,7 +36,7 @@ from qinjing.federate.travel import (
     names_of,
     unpacked,
 )
-from qinjing.tasks.planning import Overrides, decide
+from qinjing.tasks.planning import Overrides, decide, silent
 
 Tell = Callable[[str, dict[str, Any]], None]
 
@@ -46,6 +49,7 @@ class _Standing:
     best: float = -1.0
     cases: dict[str, int] = field(default_factory=dict)  # n_k of every site that ever answered
     epsilon: dict[str, float] = field(default_factory=dict)  # by the sites' own accounts
+    delta: dict[str, Any] = field(default_factory=dict)
     sent: int = 0  # bytes
     received: int = 0
 
@@ -67,7 +71,7 @@ def federate(config: FederationConfig, door: Door, tell: Tell | None = None) -> 
         ConfigError: the folder holds another federation, or sites name labels differently.
         QinjingError: too few sites answer.
     """
-    return Coordinator(config, door, tell or _silent).run()
+    return Coordinator(config, door, tell or silent).run()
 
 
 class Coordinator:
@@ -93,6 +97,8 @@ class Coordinator:
         self.holds: dict[str, int] = {}  # the round of which a site has the state
         self.code = evidence.code_digest()
         self._path = config.output / "rounds" / "state.safetensors"
+        self._begun = config.output / "rounds" / "begun.json"
+        self.training = ""
 
     def run(self) -> dict[str, Any]:
         """Lead the federation to its end; see `federate`."""
@@ -105,6 +111,8 @@ class Coordinator:
         self.tell("plan", {"plan": self.plan})
         state = self._restore()
         first = self.standing.round
+        if self._begun.exists() and read_json(self._begun)["round"] == first:
+            first += 1  # its updates may be in a sum, and go into no second one
         with EventLog(self.config.output / "log.jsonl", first or None) as log:
             for number in range(first, self.config.rounds):
                 state = self._round(number, state, log)
@@ -119,7 +127,6 @@ class Coordinator:
             "measure": self._is_due(number),
             "clip_norm": self.config.clip_norm,
             "noise": self.config.noise,
-            "delta": self.config.delta,
         }
         chosen = self._chosen(number)
         answers = self._learnt(fields, self.strategy.send(state), number, chosen)
@@ -133,6 +140,7 @@ class Coordinator:
         event |= self._measured(state, answers)
         spent = {s: a.fields["epsilon"] for s, a in answers.items() if "epsilon" in a.fields}
         self.standing.epsilon |= spent
+        self.standing.delta |= {s: answers[s].fields.get("delta") for s in spent}
         if self.secure:
             answers = {"sum": self.secure.answer()}
         updates = []
@@ -141,10 +149,15 @@ class Coordinator:
             updates.append(Update(dict(answer.tensors), self.standing.cases[site]))
         share = sum(u.cases for u in updates) / sum(self.standing.cases.values())
         state = self.strategy.merge(state, updates, share)
-        loss = _mean([(a.fields["loss"], a.fields["cases"]) for a in answers.values()])
+        losses = [
+            (a.fields["loss"], a.fields["cases"])
+            for a in answers.values() if a.fields.get("loss") is not None
+        ]  # fmt: skip
+        loss = _mean(losses) if losses else math.nan
         self.secure = None
         self.standing.round = number + 1
-        event |= {"loss": round(loss, 6), "sent": self.standing.sent}
+        known = {"loss": round(loss, 6)} if losses else {}
+        event |= {**known, "sent": self.standing.sent}
         event |= {"received": self.standing.received, "seconds": round(time.monotonic() - began, 2)}
         log.write("round", step=number, **event)
         self._save(state)
@@ -162,6 +175,7 @@ class Coordinator:
             both = {**fields, **told}
             return self._send("learn", both, state, number, list(deliveries), deliveries)
 
+        write_json(self._begun, {"round": number})
         self.secure = SecureRound(self._ask, self.config.identities, number, self._sent)
         return self.secure.learn(sites, learn, self.config.secure_bound)
 
@@ -193,7 +207,7 @@ class Coordinator:
         save_model(output / "fold_0", self.plan.model, weights)
         sites = {site: dict(answer.fields) for site, answer in answers.items()}
         for site, epsilon in self.standing.epsilon.items():
-            sites.setdefault(site, {}).update(epsilon=epsilon, delta=self.config.delta)
+            sites.setdefault(site, {}).update(epsilon=epsilon, delta=self.standing.delta[site])
         spent = {"sent": self.standing.sent, "received": self.standing.received}
         result = {
             "rounds": self.standing.round,
@@ -215,7 +229,7 @@ class Coordinator:
         state: State,
         number: int,
         sites: Sequence[str],
-        secrets: Mapping[str, bytes] | None = None,
+        told: Mapping[str, bytes] | None = None,
     ) -> dict[str, Message]:
         """Ask sites with a state, in few bytes where there is a codec; all have the plan before."""
         new = [site for site in sites if site not in self.prepared]
@@ -225,9 +239,9 @@ class Coordinator:
         ready = [site for site in sites if site in self.prepared]
 
         def states(some: Sequence[str], state: State) -> dict[str, State]:
-            if secrets is None:
+            if told is None:
                 return dict.fromkeys(some, state)
-            return {site: {**state, "sum": {"bytes": as_tensor(secrets[site])}} for site in some}
+            return {site: {**state, "sum": {"bytes": as_tensor(told[site])}} for site in some}
 
         if self.outgoing is None:
             return self._ask(verb, fields, states(ready, state))
@@ -253,6 +267,7 @@ class Coordinator:
             "purpose": self.config.purpose,
             "code": self.code,
             "seed": self.config.seed,
+            "training": self.training,
             "strategy": self._strategy(),
         }
         requests: dict[str, bytes] = {}
@@ -272,7 +287,7 @@ class Coordinator:
                     self.behind.add(site)
                     continue
                 if answer.verb == verb:
-                    answers[site] = self._checked(answer)
+                    answers[site] = self._sound(answer)
                     continue
                 reason = str(answer.fields.get("reason", answer.verb))
             except InputError as error:
@@ -282,27 +297,18 @@ class Coordinator:
             self.refused[site] = reason
         return dict(sorted(answers.items()))  # a sum must not hang on who was first
 
-    def _checked(self, answer: Message) -> Message:
-        """Refuse an update that is not one of this plan's; return it as it was before it travelled.
+    def _sound(self, answer: Message) -> Message:
+        """Refuse what is not this plan's; return an update as it was before it travelled.
 
         Raises:
-            InputError: missing or other tensors, numbers that are none, no cases.
+            InputError: saying why.
         """
+        check_numbers(answer)
         if answer.verb != "learn" or self.secure:
             return answer
-        tensors = flat(answer.tensors)
-        if self.outgoing is not None:
-            tensors = unpacked(answer.tensors, self._sent)
-        if not isinstance(answer.fields.get("cases"), int) or answer.fields["cases"] < 1:
-            raise ConfigError("cases of an update", "1 or more", answer.fields.get("cases"))
-        if tensors.keys() != self._sent.keys():
-            differ = sorted(tensors.keys() ^ self._sent.keys())[0]
-            raise ConfigError("update", f"of what {self.config.strategy} sends", differ)
-        for name, value in sorted(tensors.items()):
-            if tuple(value.shape) != self._sent[name]:
-                raise ConfigError(f"shape of {name}", str(self._sent[name]), tuple(value.shape))
-            if not torch.isfinite(value).all():
-                raise ConfigError(f"values of {name}", "finite", "others")
+        few = self.outgoing is not None
+        tensors = unpacked(answer.tensors, self._sent) if few else flat(answer.tensors)
+        check_update(answer, tensors, self._sent)
         return replace(answer, tensors=grouped(tensors))
 
     def _chosen(self, number: int) -> list[str]:
@@ -330,6 +336,10 @@ class Coordinator:
                 where=self.config.output, advice="repeat the first command, or choose another",
             )  # fmt: skip
         write_json(path, wanted)
+        name = self.config.output / "training.json"
+        if not name.exists():  # sites keep what they learn under it
+            write_json(name, {"training": secrets.token_hex(8)})
+        self.training = str(read_json(name)["training"])
 
     def _plan(self) -> Plan:
         """One plan from what all sites tell; made once."""
@@ -387,7 +397,3 @@ class Coordinator:
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:
     return sum(v * n for v, n in values) / sum(n for _, n in values)
-
-
-def _silent(kind: str, fields: dict[str, Any]) -> None:
-    """Say nothing."""

@@ -31,7 +31,6 @@ class FederationConfig:
         clip_norm: C, the length to which each site's update is clipped; None sends it as it is.
         noise: σ, the noise on a sum of clipped updates as a multiple of C; every site's alone where
             sums are not secure. Sites then have the same weight each.
-        delta: δ of the sites' accounts.
         identities: file of the sites' public keys, name → base64: the coordinator then sees sums of
             updates alone, which travel as 32-bit integers whatever the codec.
         secure_bound: the largest n·change or n that a sum has room for.
@@ -55,7 +54,6 @@ class FederationConfig:
     codec: str = ""
     clip_norm: float | None = None
     noise: float = 0.0
-    delta: float = 1e-5
     identities: Path | None = None
     secure_bound: float = 1000.0
     keep: str = "last"
@@ -69,5 +67,9 @@ class FederationConfig:
             raise ConfigError("share of sites", "above 0 and at most 1", self.share)
         if self.noise and self.clip_norm is None:
             raise ConfigError("noise", "given with clip_norm", self.noise)
+        if self.identities is not None and self.combine != "mean":
+            raise ConfigError(
+                "combine", "mean with secure sums, which show no update", self.combine
+            )
         if self.keep not in ("last", "best"):
             raise ConfigError("keep", "last or best", self.keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from qinjing.config import read_json
+from qinjing.config import read_json, write_json
 from qinjing.errors import FormatError
+from qinjing.evidence import load_private_key
+from qinjing.federate import secure_sum
 from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
+from qinjing.federate.policy import RefusedError, SiteConfig
 from qinjing.federate.secure_sum import Server, Terms, mean, weighted
 from qinjing.federate.strategies import State
 from qinjing.federate.travel import grouped
@@ -58,6 +62,72 @@ def vector_of(sent: Tensors, names: Sequence[str], loss: float, cases: int) -> n
     """
     parts = [sent[name].detach().float().reshape(-1).numpy() for name in names]
     return weighted(np.concatenate([*parts, np.array([loss], np.float32)]), cases)
+
+
+class Sums:
+    """A site's part in sums; one that is being made is lost with the process, and not missed.
+
+    Args:
+        config: the site's.
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        self._config = config
+        self._made: dict[str, tuple[Terms, secure_sum.Site]] = {}
+
+    def stage(self, message: Message) -> bytes:
+        """Answer one of the small messages around a sum.
+
+        Raises:
+            RefusedError: too few sites for this one's policy, no keys, or no such sum.
+            SecureSumError: a message that must not be acted on.
+        """
+        data, least = as_bytes(message.tensors, "sum"), self._config.policy.minimum_sites
+        if message.verb == "advertise":
+            _enough("sites of a sum", message.fields["sum_sites"], least)
+            if not self._config.identity or not self._config.peers:
+                raise RefusedError("identity and peers", "given for a secure sum", "none")
+            terms = terms_of(message.fields, self._config.peers)
+            key = load_private_key(self._config.identity)
+            self._made = {terms.round_id: (terms, secure_sum.Site(terms, self._config.name, key))}
+            return self.of(message)[1].advertise()
+        if message.verb == "agree":
+            _enough("sites that stay in a sum", json.loads(data).get("survivors", ()), least)
+        verbs = {"share": "share", "agree": "agree", "unmask": "unmask"}
+        answer: bytes = getattr(self.of(message)[1], verbs[message.verb])(data)
+        return answer
+
+    def of(self, message: Message) -> tuple[Terms, secure_sum.Site]:
+        """Return the sum that a message is about.
+
+        Raises:
+            RefusedError: this site takes no part in it.
+        """
+        found = self._made.get(str(message.fields.get("sum_round")))
+        if found is None:
+            raise RefusedError("sum", "one that this site takes part in", "another")
+        return found
+
+    def once(self, message: Message, path: Path) -> None:
+        """Let an update into one sum only: the difference of two sums would show it.
+
+        Args:
+            message: asks for the round's update.
+            path: keeps into which it went.
+
+        Raises:
+            RefusedError: this round's went into another.
+        """
+        now = {"round": int(message.fields["round"]), "sum": str(message.fields["sum_round"])}
+        before = read_json(path) if path.exists() else None
+        if before and before["round"] == now["round"] and before != now:
+            raise RefusedError("update of this round", "in one sum only", "a second sum")
+        write_json(path, now)
+
+
+def _enough(name: str, sites: Sequence[str], least: int) -> None:
+    if len(set(sites)) < least:
+        raise RefusedError(name, f"{least} at least", len(set(sites)))
 
 
 class SecureRound:

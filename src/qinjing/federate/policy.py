@@ -25,6 +25,7 @@ class Policy:
         minimum_cases: that every number which leaves the site must stand for.
         maximum_epsilon: privacy that trainings may spend in all; None sets no bound.
         code: digests of the program that a coordinator may run; none stands for the site's own.
+        delta: δ of what trainings may spend.
         secure_sums: updates leave hidden in a sum only.
         minimum_sites: of which a secure sum must be.
         hours: local time, "HH:MM-HH:MM", in which the site works for others; "" always.
@@ -34,6 +35,7 @@ class Policy:
     minimum_cases: int = 3
     maximum_epsilon: float | None = None
     code: tuple[str, ...] = ()
+    delta: float = 1e-5
     secure_sums: bool = False
     minimum_sites: int = 3
     hours: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,8 @@ class SimulationConfig:
     def __post_init__(self) -> None:
         if self.sites is not None and self.sites < 2:
             raise ConfigError("sites", "2 or more", self.sites)
+        if self.liars and (self.secure or self.federation.codec):
+            raise ConfigError("liars", "left out with secure sums or a codec", self.liars)
         if not 0 <= self.failing < 1 or self.liars < 0 or self.spread < 0:
             raise ConfigError(
                 "failing, liars and spread", "0 or more, failing below 1",
@@ -131,7 +134,9 @@ def by_group(cases: Sequence[Case]) -> dict[str, list[Case]]:
     """
     groups: dict[str, list[Case]] = {}
     for case in cases:
-        groups.setdefault(case.group or "unknown", []).append(case)
+        # A group's name becomes a folder's.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", case.group or "unknown")
+        groups.setdefault(f"site-{name}" if name == "pooled" else name, []).append(case)
     if len(groups) < 2:
         raise ConfigError(
             "groups of the data set", "two or more", ", ".join(groups),

@@ -7,6 +7,7 @@ any moment goes on as if nothing had been, and a request that comes twice gets t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -16,20 +17,19 @@ from typing import Any
 import torch
 
 from qinjing import evidence, registry
-from qinjing.config import atomic_path, from_json, plain, read_config, write_json
+from qinjing.config import atomic_path, from_json, plain, read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
 from qinjing.data.consent import open_gate
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.layouts import open_dataset
-from qinjing.data.splits import Split, read_splits
+from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
 from qinjing.engine.plan import Plan
 from qinjing.engine.rounds import Rounds
 from qinjing.errors import ConfigError, InputError
-from qinjing.federate import secure_sum
 from qinjing.federate.compression import ErrorFeedback
-from qinjing.federate.guarded import terms_of, vector_of
+from qinjing.federate.guarded import Sums, vector_of
 from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
 from qinjing.federate.policy import RefusedError, SiteConfig
 from qinjing.federate.pooling import sketch
@@ -40,6 +40,8 @@ from qinjing.federate.travel import after, flat, grouped, packed, shapes_of, unp
 from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
 from qinjing.tasks.segment import SegmentTask
+
+_SHOWN = ("measured", "score", "epsilon", "delta")  # beside a sum
 
 
 class Site:
@@ -52,7 +54,8 @@ class Site:
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
         self._opened: tuple[Dataset, list[Case], Split] | None = None
-        self._sums: dict[str, secure_sum.Site] = {}
+        self._sums = Sums(config)
+        self._training = ""
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to a packed message, or a refusal with its reason.
@@ -72,8 +75,11 @@ class Site:
             "agree": self._sum_stage,
             "unmask": self._sum_stage,
         }
+        self._training = str(message.fields.get("training"))
         code = evidence.code_digest()
         reason = self.config.policy.refusal(message.fields, code, datetime.now())
+        if reason is None and not re.fullmatch("[0-9a-f]{16}", self._training):
+            reason = "training must be called by 16 hexadecimal digits"
         if reason is None and message.verb not in verbs:
             reason = f"request must be one of {', '.join(verbs)}, got {message.verb}"
         if reason is None:
@@ -110,7 +116,9 @@ class Site:
         own = [case for case in cases if case.case_id in wanted]
         folder = self.config.folder / "cache"
         cache.prepare(own, folder, plan.preprocessing, plan.label_values, dataset.ignored)
-        write_json(self.config.folder / "plan.json", plan)
+        write_json(self._rounds / "plan.json", plan)
+        # Before the first batch: `qinjing consent affected` must find what was learnt from.
+        write_json(self._rounds / "saw.json", {dataset.name: split["train"]})
         return Message("prepare", {"cases": len(split["train"])})
 
     def _learn(self, message: Message) -> Message:
@@ -127,38 +135,18 @@ class Site:
         told = self._update(replace(message, tensors=tensors))
         if told.verb == "behind":
             return told
+        self._sums.once(message, self._rounds / "sum.json")
         names = read_strategy(message.fields["strategy"]).sends(self._plan().model.build())
-        cases, loss = int(told.fields["cases"]), float(told.fields["loss"])
+        cases, loss = int(told.fields["cases"]), float(told.fields["loss"] or 0)
         vector = vector_of(flat(told.tensors), names, loss, cases)
-        hidden = self._sum(message).mask(delivery, vector)
-        shown = {k: v for k, v in told.fields.items() if k in ("measured", "score", "epsilon")}
+        hidden = self._sums.of(message)[1].mask(delivery, vector)
+        shown = {k: v for k, v in told.fields.items() if k in _SHOWN}
         return Message("learn", shown, {"sum": {"bytes": as_tensor(hidden)}})
 
     def _sum_stage(self, message: Message) -> Message:
         """One of the small messages around a sum."""
-        data = as_bytes(message.tensors, "sum")
-        if message.verb == "advertise":
-            least = self.config.policy.minimum_sites
-            if len(message.fields["sum_sites"]) < least:
-                raise RefusedError(
-                    "sites of a sum", f"{least} at least", message.fields["sum_sites"]
-                )
-            if not self.config.identity or not self.config.peers:
-                raise RefusedError("identity and peers", "given for a secure sum", "none")
-            terms = terms_of(message.fields, self.config.peers)
-            key = evidence.load_private_key(self.config.identity)
-            self._sums = {terms.round_id: secure_sum.Site(terms, self.config.name, key)}
-            answer = self._sum(message).advertise()
-        else:
-            answer = getattr(self._sum(message), message.verb)(data)
+        answer = self._sums.stage(message)
         return Message(message.verb, {}, {"sum": {"bytes": as_tensor(answer)}})
-
-    def _sum(self, message: Message) -> secure_sum.Site:
-        """The sum that is being made; it is lost with the process, and the next round goes on."""
-        found = self._sums.get(str(message.fields.get("sum_round")))
-        if found is None:
-            raise RefusedError("sum", "one that this site takes part in", "another")
-        return found
 
     def _update(self, message: Message) -> Message:
         """Take a round's steps; a round that was answered is answered alike."""
@@ -170,12 +158,16 @@ class Site:
         plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
         net = {n: v.detach().clone() for n, v in task.net.state_dict().items()}
+        least = self.config.policy.minimum_cases
+        if len(task.train) < least:
+            raise RefusedError("cases to learn from", f"{least} at least", len(task.train))
         received = self._received(message, net)
         if received is None:
             return Message("behind", {})
         kept = grouped(_part(tensors, "kept/"))
         fields: dict[str, Any] = {"cases": len(task.train)}
-        if message.fields.get("measure") and self._may_tell_of(task.validation):
+        private = bool(message.fields.get("noise"))
+        if message.fields.get("measure") and not private and self._may_tell_of(task.validation):
             fields["measured"] = len(task.validation)
             fields["score"] = self._score(task, strategy.serves(received, kept))
         rounds = Rounds(task, plan.fit, plan.execution, tensors)
@@ -209,19 +201,22 @@ class Site:
         most = self.config.policy.maximum_epsilon
         if most is not None and not noise:
             raise RefusedError("noise", f"asked for, so that ε stays within {most:g}", "none")
+        if noise and not clip:
+            raise RefusedError("clip_norm", "above 0 with noise", clip)
         if not clip:
             return sent, {}
         told: dict[str, Any] = {"cases": 1}  # of equal weight: a weight by cases would tell its own
         if noise:
-            spending = Spending(str(message.fields.get("training", "")), noise, 1.0, 1)
-            account = {"unit": "site", "delta": float(message.fields["delta"])}
+            spending = Spending(self._training, noise, 1.0, 1)
+            account = {"unit": "site", "delta": self.config.policy.delta}
             try:
                 ledger = spend(self.config.folder / "privacy.json", spending, most, **account)
             except ConfigError as error:
                 raise RefusedError("noise", f"within the site's account: {error}") from None
-            told["epsilon"] = round(ledger.epsilon(), 4)
-        together = message.fields.get("sum_sites", ())
-        sites = len(together) // 2 + 1 if together else 1  # that surely stay in a sum
+            told |= {"epsilon": round(ledger.epsilon(), 4), "delta": ledger.delta}
+            told["loss"] = None  # it was made of the cases, and is in no account
+        # That surely stay in the sum, by the terms of the sum that this very update goes into.
+        sites = self._sums.of(message)[0].needed if message.fields.get("sum_round") else 1
         return grouped(protected(flat(sent), float(clip), noise, sites)), told
 
     def _measure(self, message: Message) -> Message:
@@ -280,6 +275,7 @@ class Site:
         weights = strategy.serves(received, grouped(_part(self._state()[0], "kept/")))
         write_json(run / "plan.json", plan)
         save_model(run / "fold_0", plan.model, weights)
+        write_json(run / "saw.json", read_json(self._rounds / "saw.json"))
         held_out = [case for case in cases if case.case_id in set(split["val"])]
         answer: dict[str, Any] = {"cases": len(held_out)}
         if held_out:
@@ -304,7 +300,7 @@ class Site:
 
     @property
     def _rounds(self) -> Path:
-        return self.config.folder / "rounds"
+        return self.config.folder / "rounds" / self._training
 
     def _state(self) -> tuple[Tensors, dict[str, Any]]:
         """The optimiser's moments, what the strategy keeps, what a codec lost; of which round."""
@@ -317,7 +313,7 @@ class Site:
         Raises:
             FormatError: none was sent yet.
         """
-        plan = read_config(self.config.folder / "plan.json", Plan)
+        plan = read_config(self._rounds / "plan.json", Plan)
         return replace(plan, execution=plan.execution.here(), threads=torch.get_num_threads())
 
     def _open(self, purpose: str) -> tuple[Admitted, list[Case], Split]:
@@ -336,7 +332,10 @@ class Site:
             dataset, cases, _ = sound_cases(
                 config.dataset, silent, only=only, purpose=purpose, required=need
             )
-            self._opened = dataset, cases, given or default_splits(cases)[0]
+            drawn = config.folder / "splits.json"
+            if given is None and not drawn.exists():  # once, whoever withdraws later
+                write_splits(drawn, default_splits(cases)[:1])
+            self._opened = dataset, cases, given or read_splits(drawn)[0]
         dataset, cases, split = self._opened
         behind = admitted(dataset, purpose, config.consent_required)
         cases = behind.still(cases)

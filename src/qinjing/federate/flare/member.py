@@ -78,6 +78,8 @@ class Desk:
         number = hashlib.sha256(data).hexdigest()
         with self._changed:
             done = self._done is not None and self._done[0] == number
+            if done and self._done and Message.unpack(self._done[1]).verb == "refused":
+                done = False  # what stood in the way may be gone
             if not done and number != self._working:
                 self._waiting = number, data
                 self._changed.notify_all()

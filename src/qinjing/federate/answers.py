@@ -1,0 +1,49 @@
+"""What a coordinator refuses of a site's answer before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from qinjing.errors import ConfigError
+from qinjing.federate.message import Message, Tensors
+
+_MOST_CASES = 100_000  # a lie about them outweighs every other site
+_NUMBERS = (("loss", -1e6, 1e6), ("score", 0, 1), ("measured", 1, _MOST_CASES), ("epsilon", 0, 1e9))
+
+
+def check_numbers(answer: Message) -> None:
+    """Refuse numbers that are none, or out of any range.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    for name, low, high in _NUMBERS:
+        value = answer.fields.get(name)
+        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            raise ConfigError(f"{name} of an answer", f"from {low:g} to {high:g}", value)
+
+
+def check_update(answer: Message, tensors: Tensors, sent: Mapping[str, Sequence[int]]) -> None:
+    """Refuse an update that is not one of this plan's.
+
+    Args:
+        answer: as it came.
+        tensors: its update, flat.
+        sent: group/name → shape of what the strategy sends.
+
+    Raises:
+        ConfigError: missing or other tensors, numbers that are not finite, no cases or too many.
+    """
+    cases = answer.fields.get("cases")
+    if not isinstance(cases, int) or not 1 <= cases <= _MOST_CASES:
+        raise ConfigError("cases of an update", f"from 1 to {_MOST_CASES}", cases)
+    if tensors.keys() != sent.keys():
+        differ = sorted(tensors.keys() ^ sent.keys())[0]
+        raise ConfigError("update", "of what the strategy sends", differ)
+    for name, value in sorted(tensors.items()):
+        if tuple(value.shape) != tuple(sent[name]):
+            raise ConfigError(f"shape of {name}", str(tuple(sent[name])), tuple(value.shape))
+        if not torch.isfinite(value).all():
+            raise ConfigError(f"values of {name}", "finite", "others")
