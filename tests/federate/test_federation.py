@@ -34,8 +34,9 @@ from qinjing.federate import simulate as simulate_room
 from qinjing.federate.coordinator import federate
 from qinjing.federate.doors import InProcess
 from qinjing.federate.federation import FederationConfig
-from qinjing.federate.message import Message
-from qinjing.federate.policy import Policy
+from qinjing.federate.guarded import Sums
+from qinjing.federate.message import Message, as_tensor
+from qinjing.federate.policy import Policy, RefusedError
 from qinjing.federate.simulate import SimulationConfig, dealt, simulate
 from qinjing.federate.site import Site, SiteConfig
 from qinjing.tasks import segment
@@ -271,6 +272,52 @@ def test_a_fault_at_a_site_stays_there_in_its_words(dataset: Path, tmp_path: Pat
     assert result["refused"]["east"].endswith("its refusals.log says why")
     assert "gone" in (tmp_path / "sites" / "east" / "refusals.log").read_text()
     assert str(tmp_path) not in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_a_site_does_not_do_what_its_account_and_trainings_forbid(
+    dataset: Path, tmp_path: Path
+) -> None:
+    sites = sites_of(dataset, tmp_path / "sites")
+    asked: list[Message] = []
+
+    def kept(site: Site, request: bytes) -> bytes:
+        asked.append(Message.unpack(request))
+        return site.answer(request)
+
+    door = InProcess({name: partial(kept, site) for name, site in sites.items()})
+    federate(config_for(tmp_path / "run", rounds=1), door)
+    learn = next(message for message in asked if message.verb == "learn")
+
+    def told(**fields: Any) -> Message:
+        changed = replace(learn, fields={**learn.fields, "round": 7, **fields})
+        return Message.unpack(sites["east"].answer(changed.pack()))
+
+    assert told().verb == "learn"
+    noisy = told(noise=2.0, round=8)  # noise without a bound on the update protects nobody
+    assert noisy.verb == "refused" and "clip_norm must be above 0" in noisy.fields["reason"]
+    # Another training has no plan here, and none of this one's weights or moments.
+    assert told(training="f" * 16, round=9).verb == "refused"
+    assert "training must be called" in told(training="../x", round=9).fields["reason"]
+    # How many sites share the noise is the sum's to say, not a request's.
+    many = told(noise=0.5, clip_norm=1.0, round=10, sum_sites=[f"s{i}" for i in range(10**4)])
+    change = torch.cat([v.reshape(-1) for v in many.tensors["change"].values()])
+    assert float(change.std()) > 0.4
+
+
+def test_an_update_goes_into_one_sum_of_enough_sites(dataset: Path, tmp_path: Path) -> None:
+    config = sites_of(dataset, tmp_path, Policy(minimum_sites=4))["east"].config
+    sums = Sums(config)
+
+    def of(number: int, name: str) -> Message:
+        return Message("learn", {"round": number, "sum_round": name})
+
+    for number, name in ((3, "a"), (3, "a"), (4, "b")):
+        sums.once(of(number, name), tmp_path / "sum.json")
+    with pytest.raises(RefusedError, match="in one sum only"):
+        Sums(config).once(of(4, "c"), tmp_path / "sum.json")
+    told = {"sum_sites": ["a", "b", "c", "c", "c"]}
+    with pytest.raises(RefusedError, match="4 at least, got 3"):
+        sums.stage(Message("advertise", told, {"sum": {"bytes": as_tensor(b"x")}}))
 
 
 def test_too_few_answers_stop_the_round_and_nothing_is_lost(dataset: Path, tmp_path: Path) -> None:
