@@ -88,6 +88,7 @@ class Site:
             except (RefusedError, SecureSumError) as error:
                 reason = str(error)
             except InputError as error:  # its words may name a file or a case, which stay here
+                self.config.folder.mkdir(parents=True, exist_ok=True)
                 with (self.config.folder / "refusals.log").open("a", encoding="utf-8") as log:
                     log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message.verb}: {error}\n")
                 reason = "the site's scans or settings cannot be used; its refusals.log says why"
