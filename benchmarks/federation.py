@@ -7,7 +7,8 @@ by each strategy and codec asked for, all cases pooled, and each site alone. All
 the same held-out cases of all sites.
 
     .venv/bin/python benchmarks/federation.py -i ../shared/data/Task04_Hippocampus \
-        --strategies fedavg fedbn --codecs quantise -o benchmarks/results/federation.json
+        --strategies fedavg --codecs spectral --rounds 20 \
+        -o benchmarks/results/federation_hippocampus.json
 """
 
 from __future__ import annotations

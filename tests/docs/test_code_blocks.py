@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import GIVEN, PROJECT, REASONS, Page, all_pages, read_page, run_block
 
 PAGES = [page for page in all_pages() if page.blocks]
-NOT_RUN_AT_MOST = 12
+NOT_RUN_AT_MOST = 6
 
 
 @pytest.fixture(scope="session")
