@@ -144,7 +144,9 @@ def test_keys_stay_where_they_were_made(joined: Path) -> None:
         assert "PRIVATE" not in path.read_text()
     asked = read_json(joined / "east" / "east.request.json")
     # Where the scans lie is not told.
-    assert set(asked) == {"identity", "project", "site", "signing_request"}
+    assert set(asked) == {
+        "identity", "identity_signature", "project", "site", "signing_request",
+    }  # fmt: skip
     invited = read_config(joined / "p" / "invitation.json", papers.Invitation)
     # OpenSSL's own word on the fingerprint.
     said = subprocess.run(
@@ -178,6 +180,27 @@ def test_papers_of_somebody_else_are_turned_away(joined: Path, data: Path, tmp_p
     write_json(again, request)
     with pytest.raises(ConfigError, match="project must be demo"):
         papers.approve((again,), joined / "p")
+
+
+def test_an_identity_that_was_changed_is_noticed(joined: Path, tmp_path: Path) -> None:
+    keys = joined / "p" / "identities.json"
+    numbers = {papers.keep_peers(keys, joined / site) for site in SITES}
+    assert len(numbers) == 1  # the one that sites compare
+    assert read_json(joined / "east" / "peers.json") == read_json(keys)
+    for site in SITES:
+        (joined / site / "peers.json").unlink()
+    # On the way to the coordinator.
+    asked = read_json(joined / "east" / "east.request.json")
+    other = read_json(joined / "north" / "north.request.json")["identity"]
+    write_json(tmp_path / "east.request.json", asked | {"identity": other})
+    with pytest.raises(FormatError, match="identity must be signed by the key of the request"):
+        papers.approve((tmp_path / "east.request.json",), joined / "p")
+    # By the coordinator: its owner sees it, and by the number the others do.
+    write_json(tmp_path / "identities.json", read_json(keys) | {"east": other})
+    with pytest.raises(ConfigError, match="east's own key"):
+        papers.keep_peers(tmp_path / "identities.json", joined / "east")
+    assert papers.keep_peers(tmp_path / "identities.json", joined / "north") not in numbers
+    (joined / "north" / "peers.json").unlink()
 
 
 def test_a_certificate_of_another_root_does_not_get_in(

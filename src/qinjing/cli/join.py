@@ -12,7 +12,7 @@ from typing import Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least
-from qinjing.cli.federate import FederateSimulate
+from qinjing.cli.federate import FederateSimulate, searched
 from qinjing.cli.record import DATASET, output_argument
 
 _LEAVE_S, _STOPPED = 10.0, 130
@@ -135,13 +135,12 @@ class FederateJoin(Command):
 
     def run(self) -> dict[str, Any]:
         """Check the papers, connect, and answer what is asked."""
-        from qinjing.config import read_json, write_json
         from qinjing.federate.flare.member import attend
-        from qinjing.federate.flare.papers import accept
+        from qinjing.federate.flare.papers import accept, keep_peers
 
         accept(self.signed, self.output)
         if self.peers:
-            write_json(self.output / "peers.json", read_json(self.peers))
+            _say(f"all sites' keys: {keep_peers(self.peers, self.output)}; compare with theirs")
         try:
             attend(self.output, _tell_site)
         except KeyboardInterrupt:
@@ -198,12 +197,14 @@ class FederateCoordinate(Command):
     secure: bool = _like("secure")
     share: float = _like("share")
     seed: int = _like("seed")
+    search: bool = _like("search")
+    per_site: bool = _like("per_site")
 
     def run(self) -> dict[str, Any]:
         """Wait for the sites, lead them through the rounds."""
         from qinjing.cli.watch import watch
         from qinjing.federate.coordinator import federate
-        from qinjing.federate.federation import FederationConfig
+        from qinjing.federate.federation import FederationConfig, SearchConfig
         from qinjing.federate.flare.door import hosted
 
         config = FederationConfig(
@@ -218,6 +219,7 @@ class FederateCoordinate(Command):
             seed=self.seed,
             share=self.share,
             deadline_s=self.deadline_s,
+            search=SearchConfig(per_site=self.per_site) if self.search else None,
         )
         with watch() as tell, hosted(self.provisioned) as door:
             door.wait_for(self.sites, self.deadline_s)
@@ -230,9 +232,11 @@ class FederateCoordinate(Command):
             dice = told.get("dice", {}).get("mean")
             rows.append((site, told["cases"], "" if dice is None else f"{dice:.4f}"))
         spent = result["bytes"]
+        found = [searched(result["search"])] if "search" in result else []
         return "\n".join(
             (
                 show.table(("site", "holds out", "Dice"), rows),
+                *found,
                 f"{result['rounds']} rounds, {spent['sent'] / 1e6:.1f} MB sent to sites, "
                 f"{spent['received'] / 1e6:.1f} MB received, {result['seconds']:.0f} s",
                 f"written: {result['output']}",
@@ -258,4 +262,8 @@ def _tell_site(kind: str, told: dict[str, Any]) -> None:
         number = "" if told.get("round") is None else f", round {told['round'] + 1}"
         what = told.get("verb", "") + number
         line = f"{kind} {what}" + (f": {told['reason']}" if told.get("reason") else "")
+    _say(line)
+
+
+def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

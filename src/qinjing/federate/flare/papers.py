@@ -7,29 +7,42 @@ alone, and stay in the folder where they were made.
 from __future__ import annotations
 
 import base64
-import os
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from qinjing import evidence
-from qinjing.config import atomic_path, read_config, read_json, write_json
+from qinjing.config import read_config, read_json, write_json
 from qinjing.data.splits import read_splits
 from qinjing.errors import ConfigError, FormatError
+from qinjing.federate.flare.certificates import (
+    certificate,
+    certificate_of,
+    common_name,
+    fingerprint,
+    fresh_key,
+    pem,
+    read_certificate,
+    read_key,
+    write_key,
+    write_text,
+)
 from qinjing.federate.policy import Policy
 
 COORDINATOR = "server"  # the name that NVFlare gives the cell that all others connect to
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _ROOT_DAYS, _DAYS = 3650, 730
+_PADDING = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,15 @@ class Request:
         site: the name that it asks for.
         signing_request: PEM, made with the key that stays at the site.
         identity: public Ed25519 key for secure sums, base64; its other half stays too.
+        identity_signature: of `identity`, base64, by the key that signed the request, so that
+            nobody on the way can put a key of his own in its place.
     """
 
     project: str
     site: str
     signing_request: str
     identity: str
+    identity_signature: str
 
 
 @dataclass(frozen=True)
@@ -117,15 +133,15 @@ def provision(output: Path, name: str, host: str, port: int) -> Invitation:
         raise ConfigError("port", "1 to 65535", port)
     if (output / "ca").exists():
         raise ConfigError("output", "a new folder", "one that is provisioned", where=output)
-    key = _fresh_key()
-    root = _certificate(name, name, key, key.public_key(), _ROOT_DAYS, authority=True)
-    own = _fresh_key()
-    signed = _certificate(COORDINATOR, name, key, own.public_key(), _DAYS, host=host)
-    _write_key(output / "ca" / "root.key", key)
-    _write_key(output / "coordinator" / "own.key", own)
-    _write_text(output / "ca" / "root.pem", _pem(root))
-    _write_text(output / "coordinator" / "own.pem", _pem(signed))
-    _write_text(output / "coordinator" / "root.pem", _pem(root))
+    key = fresh_key()
+    root = certificate(name, name, key, key.public_key(), _ROOT_DAYS, authority=True)
+    own = fresh_key()
+    signed = certificate(COORDINATOR, name, key, own.public_key(), _DAYS, host=host)
+    write_key(output / "ca" / "root.key", key)
+    write_key(output / "coordinator" / "own.key", own)
+    write_text(output / "ca" / "root.pem", pem(root))
+    write_text(output / "coordinator" / "own.pem", pem(signed))
+    write_text(output / "coordinator" / "root.pem", pem(root))
     invitation = Invitation(name, host, port, fingerprint(root))
     write_json(output / "invitation.json", invitation)
     return invitation
@@ -162,7 +178,7 @@ def request(
         raise ConfigError("site", "a name that is not the coordinator's", site)
     if (output / "own.key").exists():
         raise ConfigError("output", "a new folder", "one with a key", where=output)
-    key = _fresh_key()
+    key = fresh_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     asked = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -170,11 +186,12 @@ def request(
     write_json(output / "site.json", Membership(site, str(dataset.resolve()), place))
     write_json(output / "policy.json", allowed)
     write_json(output / "invitation.json", invited)
-    _write_key(output / "own.key", key)
+    write_key(output / "own.key", key)
     identity = evidence.load_private_key(output / "identity.pem").public_key().public_bytes_raw()
     path = output / f"{site}.request.json"
     told = base64.b64encode(identity).decode()
-    write_json(path, Request(invited.project, site, asked.decode(), told))
+    signature = base64.b64encode(key.sign(told.encode(), _PADDING, hashes.SHA256())).decode()
+    write_json(path, Request(invited.project, site, asked.decode(), told, signature))
     return path
 
 
@@ -193,8 +210,8 @@ def approve(requests: tuple[Path, ...], provisioned: Path) -> dict[str, Path]:
         FormatError: a file that is no request, or a request that its key did not sign.
     """
     project = read_config(provisioned / "invitation.json", Invitation).project
-    root = _read_certificate(provisioned / "ca" / "root.pem")
-    key = _read_key(provisioned / "ca" / "root.key")
+    root = read_certificate(provisioned / "ca" / "root.pem")
+    key = read_key(provisioned / "ca" / "root.key")
     keys: dict[str, rsa.RSAPublicKey] = {}
     identities = {}
     for path in requests:
@@ -213,8 +230,8 @@ def approve(requests: tuple[Path, ...], provisioned: Path) -> dict[str, Path]:
     made = {}
     for site, own in keys.items():
         made[site] = provisioned / "approved" / f"{site}.signed.json"
-        signed = _certificate(site, project, key, own, _DAYS)
-        write_json(made[site], Signed(project, site, _pem(signed), _pem(root)))
+        signed = certificate(site, project, key, own, _DAYS)
+        write_json(made[site], Signed(project, site, pem(signed), pem(root)))
     known = provisioned / "identities.json"
     before = read_json(known) if known.exists() else {}
     write_json(known, dict(sorted((before | identities).items())))
@@ -235,61 +252,59 @@ def accept(signed: Path, folder: Path) -> None:
     invited = read_config(folder / "invitation.json", Invitation)
     member = read_config(folder / "site.json", Membership)
     given = read_config(signed, Signed)
-    root, own = (_certificate_of(text, signed) for text in (given.root, given.certificate))
+    root, own = (certificate_of(text, signed) for text in (given.root, given.certificate))
     if fingerprint(root) != invited.fingerprint:
         raise ConfigError(
             "root certificate", f"the invitation's, {invited.fingerprint[:16]}…",
             f"{fingerprint(root)[:16]}…", where=signed,
             advice="ask the coordinator which one is right before you go on",
         )  # fmt: skip
-    if given.site != member.name or _common_name(own) != member.name:
-        raise ConfigError("site", member.name, f"{given.site}, {_common_name(own)}", where=signed)
+    if given.site != member.name or common_name(own) != member.name:
+        raise ConfigError("site", member.name, f"{given.site}, {common_name(own)}", where=signed)
     try:
         own.verify_directly_issued_by(root)
     except (ValueError, TypeError, InvalidSignature):
         raise FormatError("certificate", "signed by the root", "not so", where=signed) from None
-    if own.public_key() != _read_key(folder / "own.key").public_key():
+    if own.public_key() != read_key(folder / "own.key").public_key():
         raise ConfigError("certificate", "one for this site's key", "another", where=signed)
-    _write_text(folder / "own.pem", given.certificate)
-    _write_text(folder / "root.pem", given.root)
+    write_text(folder / "own.pem", given.certificate)
+    write_text(folder / "root.pem", given.root)
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return a certificate's SHA-256 as 64 hexadecimal digits."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
+def keep_peers(identities: Path, folder: Path) -> str:
+    """Keep all sites' public keys for secure sums; return what to compare with the other sites.
+
+    A coordinator who handed out keys of his own could read every update: he is whom sums are
+    hidden from. So the sites compare one number among themselves, as they did with the root.
+
+    Args:
+        identities: `identities.json` of the coordinator.
+        folder: of the site, as `request` made it.
+
+    Returns:
+        SHA-256 of all names and keys, 64 hexadecimal digits, the same at every site.
+
+    Raises:
+        FormatError: no such file.
+        ConfigError: this site stands in it with another key than its own, or not at all.
+    """
+    member = read_config(folder / "site.json", Membership)
+    known = read_json(identities)
+    if not isinstance(known, dict) or not all(isinstance(key, str) for key in known.values()):
+        raise FormatError("identities", "base64 by site", type(known).__name__, where=identities)
+    own = evidence.load_private_key(folder / "identity.pem").public_key().public_bytes_raw()
+    if known.get(member.name) != base64.b64encode(own).decode():
+        raise ConfigError(
+            "identities", f"with {member.name}'s own key", "another or none", where=identities,
+            advice="do not join before you know who changed it",
+        )  # fmt: skip
+    write_json(folder / "peers.json", known)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _named(what: str, name: str, where: Path | None = None) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(what, "1 to 63 letters, digits, - and _", name, where=where)
-
-
-def _fresh_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=3072)
-
-
-def _certificate(
-    name: str, project: str, signer: Any, key: Any, days: int, **more: Any
-) -> x509.Certificate:
-    """Build one as NVFlare does, so that its checks hold."""
-    from nvflare.lighter.utils import Identity, generate_cert
-
-    authority = more.get("authority", False)
-    extensions: list[tuple[Any, bool]] = []
-    if not authority:
-        use = dict.fromkeys(
-            ("content_commitment", "data_encipherment", "key_agreement", "key_cert_sign",
-             "crl_sign", "encipher_only", "decipher_only"), False,
-        )  # fmt: skip
-        usage = x509.KeyUsage(digital_signature=True, key_encipherment=True, **use)
-        sides = x509.oid.ExtendedKeyUsageOID
-        purpose = sides.SERVER_AUTH if more.get("host") else sides.CLIENT_AUTH
-        basic = x509.BasicConstraints(ca=False, path_length=None)
-        extensions = [(basic, True), (usage, True), (x509.ExtendedKeyUsage([purpose]), False)]
-    return generate_cert(
-        Identity(name), Identity(project), signer, key, days, ca=authority,
-        server_default_host=more.get("host"), extra_extensions=extensions or None,
-    )  # fmt: skip
 
 
 def _asking_key(asked: Request, path: Path) -> rsa.RSAPublicKey:
@@ -301,6 +316,13 @@ def _asking_key(asked: Request, path: Path) -> rsa.RSAPublicKey:
         raise FormatError("signing request", "PEM", error, where=path) from None
     if not sound or not isinstance(key, rsa.RSAPublicKey) or key.key_size < 2048:
         raise FormatError("signing request", "signed by its own RSA key", "not so", where=path)
+    try:
+        signature = base64.b64decode(asked.identity_signature, validate=True)
+        key.verify(signature, asked.identity.encode(), _PADDING, hashes.SHA256())
+    except (ValueError, InvalidSignature):
+        raise FormatError(
+            "identity", "signed by the key of the request", "not so", where=path
+        ) from None
     return key
 
 
@@ -309,54 +331,7 @@ def _other_key(path: Path, key: rsa.RSAPublicKey) -> bool:
     if not path.exists():
         return False
     given = read_config(path, Signed)
-    return _certificate_of(given.certificate, path).public_key() != key
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-
-
-def _certificate_of(text: str, where: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(text.encode())
-    except ValueError as error:
-        raise FormatError("certificate", "PEM", error, where=where) from None
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return _certificate_of(path.read_text(encoding="ascii"), path)
-    except OSError as error:
-        raise FormatError("certificate", "there", error.strerror, where=path) from None
-
-
-def _read_key(path: Path) -> rsa.RSAPrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise FormatError("key", "PEM without a password", error, where=path) from None
-    if not isinstance(key, rsa.RSAPrivateKey):
-        raise FormatError("key", "RSA", type(key).__name__, where=path)
-    return key
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="ascii")
-
-
-def _write_key(path: Path, key: rsa.RSAPrivateKey) -> None:
-    """Write a key that was not there before, for its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    form = serialization.PrivateFormat.PKCS8
-    text = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
+    return certificate_of(given.certificate, path).public_key() != key
 
 
 def held(folder: Path) -> Mapping[str, str]:
