@@ -126,7 +126,7 @@ def _answered(site: Site, data: bytes, tell: Tell) -> bytes:
         return told
     except InputError as error:
         return Message("refused", {"reason": str(error)}).pack()
-    except (OSError, RuntimeError, ValueError, ArithmeticError, LookupError) as error:
+    except Exception as error:  # a field of another kind than we send must not end the site
         # Its words may name a file, and a file a patient: they stay on this screen.
         reason = f"the site failed, {type(error).__name__}; its own screen says more"
         tell("answered", {"answer": "failed", "reason": f"{type(error).__name__}: {error}"})
