@@ -21,6 +21,7 @@ from qinjing.config import atomic_path, from_json, plain, read_config, read_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
 from qinjing.data.consent import open_gate
+from qinjing.data.consent.affected import note_seen
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.layouts import open_dataset
 from qinjing.data.splits import Split, read_splits, write_splits
@@ -119,7 +120,7 @@ class Site:
         cache.prepare(own, folder, plan.preprocessing, plan.label_values, dataset.ignored)
         write_json(self._rounds / "plan.json", plan)
         # Before the first batch: `qinjing consent affected` must find what was learnt from.
-        write_json(self._rounds / "saw.json", {dataset.name: split["train"]})
+        note_seen(self._rounds, dataset.name, split["train"])
         return Message("prepare", {"cases": len(split["train"])})
 
     def _learn(self, message: Message) -> Message:
@@ -159,9 +160,10 @@ class Site:
         plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
         net = {n: v.detach().clone() for n, v in task.net.state_dict().items()}
-        least = self.config.policy.minimum_cases
-        if len(task.train) < least:
+        if len(task.train) < (least := self.config.policy.minimum_cases):
             raise RefusedError("cases to learn from", f"{least} at least", len(task.train))
+        if self._opened:  # who allowed it again since the plan came is learnt from, too
+            note_seen(self._rounds, self._opened[0].name, (c.case_id for c in task.train))
         received = self._received(message, net)
         if received is None:
             return Message("behind", {})

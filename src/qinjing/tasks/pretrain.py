@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
+from qinjing.data.consent.affected import note_seen
 from qinjing.data.fingerprint import fingerprint_dataset
 from qinjing.data.preprocess import Normalisation, Preprocessing, read_image, read_pair, unlabelled
 from qinjing.data.splits import read_splits
@@ -271,7 +272,8 @@ def _sources(config: PretrainConfig, tell: Tell) -> tuple[list[_Source], list[di
         )
         sources.append(_Source(behind, tuple(cases), plan))
     tell("checked", {"cases": sum(len(s.cases) for s in sources), "refused": refused})
-    _note_seen(config.output / "saw.json", sources)
+    for source in sources:  # before they are looked at
+        note_seen(config.output, source.dataset.name, (case.case_id for case in source.cases))
     return sources, refused
 
 
@@ -279,15 +281,6 @@ def _behind_gates(
     sources: Sequence[_Source], cases: Sequence[Sequence[cache.CachedCase]]
 ) -> list[tuple[Admitted, Sequence[cache.CachedCase]]]:
     return [(source.behind, own) for source, own in zip(sources, cases, strict=True)]
-
-
-def _note_seen(path: Path, sources: Sequence[_Source]) -> None:
-    """Write down what is looked at before it is; what an earlier start looked at stays there."""
-    seen = read_json(path) if path.exists() else {}
-    for source in sources:
-        own = {case.case_id for case in source.cases}
-        seen[source.dataset.name] = sorted(own | set(seen.get(source.dataset.name, ())))
-    write_json(path, seen)
 
 
 def _first_channel(case: Case) -> tuple[Any, Any]:
