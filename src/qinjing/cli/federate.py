@@ -88,6 +88,21 @@ class FederateSimulate(Command):
             "--liars", metavar="N", parse=at_least(0, "--liars"), help="sites that send lies"
         ),
     )
+    search: bool = field(
+        default=False,
+        metadata=argument("--search", help="search for the architecture in the first half"),
+    )
+    per_site: bool = field(
+        default=False,
+        metadata=argument("--per-site", help="with --search: one for each site"),
+    )
+    compute: tuple[float, ...] = field(
+        default=(),
+        metadata=argument(
+            "--compute", metavar="SHARE", parse=at_least(0, "--compute", float),
+            help="of the largest network that sites afford in a search, by turns",
+        ),
+    )  # fmt: skip
     alone: bool = field(
         default=False,
         metadata=argument("--alone", help="leave out training on all pooled and on each site's"),
@@ -103,7 +118,7 @@ class FederateSimulate(Command):
         """Train together, then each alone and all pooled, and compare."""
         from qinjing import evidence
         from qinjing.cli.watch import watch
-        from qinjing.federate.federation import FederationConfig
+        from qinjing.federate.federation import FederationConfig, SearchConfig
         from qinjing.federate.simulate import SimulationConfig, simulate
         from qinjing.report.compare import compare_files
 
@@ -117,6 +132,7 @@ class FederateSimulate(Command):
             net=self.net,
             seed=self.seed,
             share=self.share,
+            search=SearchConfig(per_site=self.per_site) if self.search else None,
         )
         config = SimulationConfig(
             self.dataset,
@@ -127,6 +143,7 @@ class FederateSimulate(Command):
             self.liars,
             self.secure,
             beside=not self.alone,
+            compute=self.compute,
         )
         with watch() as tell:
             result = simulate(config, tell)
@@ -151,6 +168,8 @@ class FederateSimulate(Command):
             f"{result['rounds']} rounds, {spent['sent'] / 1e6:.1f} MB sent to sites, "
             f"{spent['received'] / 1e6:.1f} MB received, {result['seconds']:.0f} s"
         )
+        if "search" in result:
+            lines.append(searched(result["search"]))
         if "comparison" in result:
             lines.append(show.comparison(result["comparison"]))
             lines.append(f"written: {self.output / 'comparison' / 'comparison.html'}")
@@ -164,3 +183,20 @@ class FederateSimulate(Command):
     def after_stop(self) -> str:
         """How to go on after Ctrl-C."""
         return f"what is trained in {self.output} is kept: give the same command again"
+
+
+def searched(found: Mapping[str, Any]) -> str:
+    """What a search found: those that nothing beats in cost and Dice, and which were chosen."""
+    rows = []
+    for place, one in enumerate(found["candidates"]):
+        sites = [site for site, own in found["sites"].items() if own == place]
+        if not (one["front"] or sites or place == found["chosen"]):
+            continue
+        dice = "" if one["dice"] is None else f"{one['dice']:.4f}"
+        seconds = "" if one["step_s"] is None else f"{one['step_s']:.3f}"
+        cost = (f"{one['million_multiply_adds']:.1f}", f"{one['megabytes']:.2f}", seconds)
+        mark = "chosen" if place == found["chosen"] else ""
+        names = ("-".join(map(str, one["widths"])), "-".join(map(str, one["blocks"])))
+        rows.append((*names, *cost, dice, mark, ", ".join(sites)))
+    heads = ("widths", "blocks", "million multiply-adds", "MB", "s a step", "Dice", "", "sites")
+    return show.table(heads, rows)

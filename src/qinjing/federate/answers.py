@@ -10,7 +10,14 @@ from qinjing.errors import ConfigError
 from qinjing.federate.message import Message, Tensors
 
 _MOST_CASES = 100_000  # a lie about them outweighs every other site
-_NUMBERS = (("loss", -1e6, 1e6), ("score", 0, 1), ("measured", 1, _MOST_CASES), ("epsilon", 0, 1e9))
+_NUMBERS = (
+    ("loss", -1e6, 1e6),
+    ("score", 0, 1),
+    ("measured", 1, _MOST_CASES),
+    ("epsilon", 0, 1e9),
+    ("step_s", 0, 1e6),
+    ("compute", 0, 1),
+)
 
 
 def check_numbers(answer: Message) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +15,19 @@ from qinjing import evidence, registry
 from qinjing.config import from_json, plain, read_config, read_json, write_json
 from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
 from qinjing.engine.log import EventLog
-from qinjing.engine.plan import Plan, with_steps
-from qinjing.errors import ConfigError, InputError, QinjingError
+from qinjing.engine.plan import Plan
+from qinjing.errors import InputError, QinjingError
 from qinjing.federate.answers import check_numbers, check_update
 from qinjing.federate.doors import Door
-from qinjing.federate.federation import FederationConfig
+from qinjing.federate.federation import FederationConfig, claimed
 from qinjing.federate.guarded import SecureRound
 from qinjing.federate.message import Message, Tensors, as_tensor
-from qinjing.federate.pooling import Sketch, pooled
+from qinjing.federate.pooling import Sketch, plan_together
 from qinjing.federate.robust import AGGREGATORS
-from qinjing.federate.site import read_strategy
-from qinjing.federate.strategies import State, Update
-from qinjing.federate.travel import (
-    FIRST,
-    Outgoing,
-    flat,
-    grouped,
-    names_of,
-    unpacked,
-)
-from qinjing.tasks.planning import Overrides, decide, silent
+from qinjing.federate.search import Searching
+from qinjing.federate.strategies import State, Update, read_strategy
+from qinjing.federate.travel import FIRST, Outgoing, flat, grouped, names_of, unpacked
+from qinjing.tasks.planning import silent
 
 Tell = Callable[[str, dict[str, Any]], None]
 
@@ -93,6 +84,7 @@ class Coordinator:
         self._few: State = {}
         self.behind: set[str] = set()
         self.secure: SecureRound | None = None
+        self.search: Searching | None = None
         self.prepared: set[str] = set()
         self.holds: dict[str, int] = {}  # the round of which a site has the state
         self.code = evidence.code_digest()
@@ -103,12 +95,14 @@ class Coordinator:
     def run(self) -> dict[str, Any]:
         """Lead the federation to its end; see `federate`."""
         start = time.monotonic()
-        self._claim()
+        self.training = claimed(self.config)
         done = self.config.output / "result.json"
         if done.exists():
             return {"output": str(self.config.output), **read_json(done)}
         self.plan = self._plan()
         self.tell("plan", {"plan": self.plan})
+        if self.config.search:
+            self.search = Searching(self.config, self.plan, self._ask)
         state = self._restore()
         first = self.standing.round
         if self._begun.exists() and read_json(self._begun)["round"] == first:
@@ -120,11 +114,12 @@ class Coordinator:
 
     def _round(self, number: int, state: State, log: EventLog) -> State:
         began = time.monotonic()
+        self._settle(number, state)
         fields = {
             "first": number * self.config.steps,
             "count": self.config.steps,
             "round": number,
-            "measure": self._is_due(number),
+            "measure": self.config.is_due(number),
             "clip_norm": self.config.clip_norm,
             "noise": self.config.noise,
         }
@@ -138,6 +133,9 @@ class Coordinator:
             )
         event: dict[str, Any] = {"round": number, "sites": sorted(answers)}
         event |= self._measured(state, answers)
+        if self.search:
+            event |= self.search.told(answers)
+            self.strategy.combine = self.search.mean_of(list(answers))
         spent = {s: a.fields["epsilon"] for s, a in answers.items() if "epsilon" in a.fields}
         self.standing.epsilon |= spent
         self.standing.delta |= {s: answers[s].fields.get("delta") for s in spent}
@@ -193,6 +191,7 @@ class Coordinator:
 
     def _finish(self, state: State, start: float) -> dict[str, Any]:
         """Let the sites measure the model, write it as any run's, leave evidence."""
+        self._settle(self.config.rounds, state)
         output = self.config.output
         best = self._path.with_name("best.safetensors")
         sending = self.strategy.send(state)
@@ -204,7 +203,14 @@ class Coordinator:
             sending = {**sending, "weights": load_tensors(best)[0]}
         answers = self._send("finish", {}, sending, last, self.door.sites)
         weights = grouped(self.outgoing.held)["weights"] if self.outgoing else sending["weights"]
-        save_model(output / "fold_0", self.plan.model, weights)
+        made = ["plan.json", "fingerprint.json", "federation.json", "log.jsonl", "result.json"]
+        plan = self.plan
+        found: dict[str, Any] = {}
+        if self.search:
+            plan, weights, found = self.search.result(weights)
+            write_json(output / "plan.json", plan)
+            made += ["supernet.json", "search.json"]
+        save_model(output / "fold_0", plan.model, weights)
         sites = {site: dict(answer.fields) for site, answer in answers.items()}
         for site, epsilon in self.standing.epsilon.items():
             sites.setdefault(site, {}).update(epsilon=epsilon, delta=self.standing.delta[site])
@@ -215,12 +221,22 @@ class Coordinator:
             "bytes": spent,
             "sites": sites,
             "refused": dict(self.refused),
+            **found,
         }
         write_json(output / "result.json", result)
-        names = ("plan.json", "fingerprint.json", "federation.json", "log.jsonl", "result.json")
-        made = [output / name for name in names]
-        evidence.append(output, "federate", {}, [*made, output / "fold_0"], asdict(self.config))
+        paths = [output / name for name in (*made, "fold_0")]
+        evidence.append(output, "federate", {}, paths, asdict(self.config))
         return {"output": str(output), **result}
+
+    def _settle(self, number: int, state: State) -> None:
+        """Choose the architecture, where it is searched for and its time has come."""
+        if self.search:
+            sending = self.strategy.send(state)
+            self.search.settle(
+                number,
+                lambda: self._send("rank", {}, sending, number, self.door.sites),
+                lambda: {"bytes": {w: getattr(self.standing, w) for w in ("sent", "received")}},
+            )
 
     def _send(
         self,
@@ -233,10 +249,12 @@ class Coordinator:
     ) -> dict[str, Message]:
         """Ask sites with a state, in few bytes where there is a codec; all have the plan before."""
         new = [site for site in sites if site not in self.prepared]
-        self.prepared |= self._ask(
-            "prepare", {"plan": plain(self.plan)}, {site: {} for site in new}
-        ).keys()
+        told_of = self._ask("prepare", {"plan": plain(self.plan)}, {site: {} for site in new})
+        self.prepared |= told_of.keys()
         ready = [site for site in sites if site in self.prepared]
+        if self.search:
+            self.search.meet(told_of)
+            return self.search.send(verb, fields, state, number, ready)
 
         def states(some: Sequence[str], state: State) -> dict[str, State]:
             if told is None:
@@ -260,9 +278,16 @@ class Coordinator:
         return dict(sorted(answers.items()))
 
     def _ask(
-        self, verb: str, fields: Mapping[str, Any], states: Mapping[str, State]
+        self,
+        verb: str,
+        fields: Mapping[str, Any],
+        states: Mapping[str, State],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Message]:
-        """Ask sites and return the answers that can be used; the others are named, with why."""
+        """Ask sites and return the answers that can be used; the others are named, with why.
+
+        Who gets the very same state has the same fields of its `own`.
+        """
         common = {
             "purpose": self.config.purpose,
             "code": self.code,
@@ -274,7 +299,8 @@ class Coordinator:
         made: dict[int, bytes] = {}  # the same for all who get the same
         for site, state in states.items():
             if id(state) not in made:
-                made[id(state)] = Message(verb, {**common, **fields}, state).pack()
+                told = {**common, **fields, **(own or {}).get(site, {})}
+                made[id(state)] = Message(verb, told, state).pack()
             requests[site] = made[id(state)]
         answers: dict[str, Message] = {}
         self.behind = set()
@@ -287,7 +313,7 @@ class Coordinator:
                     self.behind.add(site)
                     continue
                 if answer.verb == verb:
-                    answers[site] = self._sound(answer)
+                    answers[site] = self._sound(site, answer)
                     continue
                 reason = str(answer.fields.get("reason", answer.verb))
             except InputError as error:
@@ -297,18 +323,20 @@ class Coordinator:
             self.refused[site] = reason
         return dict(sorted(answers.items()))  # a sum must not hang on who was first
 
-    def _sound(self, answer: Message) -> Message:
+    def _sound(self, site: str, answer: Message) -> Message:
         """Refuse what is not this plan's; return an update as it was before it travelled.
 
         Raises:
             InputError: saying why.
         """
         check_numbers(answer)
+        if self.search:
+            self.search.check(site, answer)
         if answer.verb != "learn" or self.secure:
             return answer
         few = self.outgoing is not None
         tensors = unpacked(answer.tensors, self._sent) if few else flat(answer.tensors)
-        check_update(answer, tensors, self._sent)
+        check_update(answer, tensors, self.search.sent(site) if self.search else self._sent)
         return replace(answer, tensors=grouped(tensors))
 
     def _chosen(self, number: int) -> list[str]:
@@ -318,32 +346,12 @@ class Coordinator:
         order = np.random.default_rng((self.config.seed, 6, number)).permutation(len(sites))
         return [sites[i] for i in order[:count]]
 
-    def _is_due(self, number: int) -> bool:
-        done = [
-            (number + ahead) * self.config.measurements // self.config.rounds for ahead in (0, 1)
-        ]
-        return done[1] > done[0]
-
     def _strategy(self) -> dict[str, Any]:
         return {"name": self.config.strategy, "options": self.config.strategy_options}
 
-    def _claim(self) -> None:
-        path = self.config.output / "federation.json"
-        wanted = plain(replace(self.config, output=Path()))
-        if path.exists() and read_json(path) != wanted:
-            raise ConfigError(
-                "output", "a new folder, or one of the same federation", "another",
-                where=self.config.output, advice="repeat the first command, or choose another",
-            )  # fmt: skip
-        write_json(path, wanted)
-        name = self.config.output / "training.json"
-        if not name.exists():  # sites keep what they learn under it
-            write_json(name, {"training": secrets.token_hex(8)})
-        self.training = str(read_json(name)["training"])
-
     def _plan(self) -> Plan:
         """One plan from what all sites tell; made once."""
-        path = self.config.output / "plan.json"
+        path = self.config.output / ("supernet.json" if self.config.search else "plan.json")
         if path.exists():
             return read_config(path, Plan)
         answers = self._ask("describe", {}, {site: {} for site in self.door.sites})
@@ -356,16 +364,7 @@ class Coordinator:
             site: from_json(answer.fields["sketch"], Sketch, where=site)
             for site, answer in answers.items()
         }
-        fingerprint = pooled(self.config.name, told)
-        plan = decide(fingerprint, Overrides(net=self.config.net))
-        plan = with_steps(plan, self.config.rounds * self.config.steps, None, 1)
-        write_json(self.config.output / "fingerprint.json", fingerprint)
-        labels = {str(value): name for value, name in fingerprint.labels.items()}
-        about = {"name": self.config.name, "labels": labels, "licence": ""}
-        channels = {"channel_names": list(fingerprint.channel_names)}
-        write_json(self.config.output / "dataset.json", {**about, **channels})
-        write_json(path, plan)
-        return plan
+        return plan_together(self.config, told, path)
 
     def _restore(self) -> State:
         torch.manual_seed(self.config.seed)

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qinjing.config import plain, read_json, write_json
 from qinjing.errors import ConfigError
+
+SEARCHING = ("fedavg", "fedprox")  # strategies that keep nothing at a site which has a shape
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search for the architecture, as the first part of a training across sites.
+
+    Attributes:
+        share: of the rounds that go into it; the others train what was chosen.
+        ratios: of each stage's channels that an architecture may have.
+        depth: stages may have fewer blocks too, where the network has blocks.
+        candidates: architectures that are known, and ranked; those of one ratio and depth
+            throughout are always among them.
+        tolerance: Dice below the best that the cheapest may have to be chosen.
+        per_site: every site gets its own, by what it holds out and affords.
+    """
+
+    share: float = 0.5
+    ratios: tuple[float, ...] = (0.5, 0.75, 1.0)
+    depth: bool = True
+    candidates: int = 12
+    tolerance: float = 0.01
+    per_site: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError("share of rounds for a search", "above 0 and at most 1", self.share)
+        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ConfigError("ratios", "above 0 and at most 1", self.ratios)
+        if self.candidates < 1 or self.tolerance < 0:
+            given = (self.candidates, self.tolerance)
+            raise ConfigError("candidates and tolerance", "1 or more and 0 or more", given)
 
 
 @dataclass(frozen=True)
@@ -37,6 +72,7 @@ class FederationConfig:
         keep: "last", or "best" of the measured rounds by the sites' own word.
         purpose: that consents and policies are asked for.
         name: of the data of all sites together.
+        search: for the architecture, among slices of the network; None trains the whole.
     """
 
     output: Path
@@ -59,6 +95,7 @@ class FederationConfig:
     keep: str = "last"
     purpose: str = "federated"
     name: str = "federation"
+    search: SearchConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.steps, self.least_sites, self.measurements) < 1:
@@ -73,3 +110,43 @@ class FederationConfig:
             )
         if self.keep not in ("last", "best"):
             raise ConfigError("keep", "last or best", self.keep)
+        if self.search and (self.codec or self.noise or self.identities or self.combine != "mean"):
+            # Sums, codecs' memories and rules against liars are over updates of one shape.
+            given = (self.codec, self.noise, self.identities, self.combine)
+            raise ConfigError(
+                "codec, noise, secure sums and combine", "left out of a search", given
+            )
+        if self.search and self.strategy not in SEARCHING:
+            raise ConfigError(
+                "strategy of a search", f"one of {', '.join(SEARCHING)}", self.strategy
+            )
+
+    @property
+    def searching(self) -> int:
+        """Rounds that go into the search."""
+        return max(1, round(self.search.share * self.rounds)) if self.search else 0
+
+    def is_due(self, number: int) -> bool:
+        """Whether sites measure in a round; while they search, their networks are not one."""
+        done = [(number + ahead) * self.measurements // self.rounds for ahead in (0, 1)]
+        return number >= self.searching and done[1] > done[0]
+
+
+def claimed(config: FederationConfig) -> str:
+    """Return the name under which sites keep what they learn in this training; the folder says it.
+
+    Raises:
+        ConfigError: the folder holds another federation.
+    """
+    path = config.output / "federation.json"
+    wanted = plain(replace(config, output=Path()))
+    if path.exists() and read_json(path) != wanted:
+        raise ConfigError(
+            "output", "a new folder, or one of the same federation", "another",
+            where=config.output, advice="repeat the first command, or choose another",
+        )  # fmt: skip
+    write_json(path, wanted)
+    name = config.output / "training.json"
+    if not name.exists():
+        write_json(name, {"training": secrets.token_hex(8)})
+    return str(read_json(name)["training"])

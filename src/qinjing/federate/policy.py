@@ -29,6 +29,8 @@ class Policy:
         secure_sums: updates leave hidden in a sum only.
         minimum_sites: of which a secure sum must be.
         hours: local time, "HH:MM-HH:MM", in which the site works for others; "" always.
+        compute: share of the largest network's multiply-adds that a step here may take, where the
+            coordinator searches for an architecture.
     """
 
     purposes: tuple[str, ...] = ("federated",)
@@ -39,8 +41,11 @@ class Policy:
     secure_sums: bool = False
     minimum_sites: int = 3
     hours: str = ""
+    compute: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.compute <= 1:
+            raise ConfigError("compute", "above 0 and at most 1", self.compute)
         unknown = set(self.purposes) - set(PURPOSES)
         if unknown:
             raise ConfigError("purposes", f"of {', '.join(PURPOSES)}", ", ".join(sorted(unknown)))

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qinjing.config import write_json
 from qinjing.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
+from qinjing.engine.plan import Plan, with_steps
 from qinjing.errors import ConfigError
+from qinjing.federate.federation import FederationConfig
 from qinjing.federate.policy import RefusedError
+from qinjing.tasks.planning import Overrides, decide
 
 LEAST = 3  # cases that a number must stand for
 _CASES = 64  # that stand for all sites' in the pooled fingerprint
@@ -141,6 +146,29 @@ def pooled(dataset: str, sketches: Mapping[str, Sketch]) -> Fingerprint:
         ),
         first.ignored,
     )
+
+
+def plan_together(config: FederationConfig, sketches: Mapping[str, Sketch], path: Path) -> Plan:
+    """Plan for all sites, and write the plan and what it comes from into the run's folder.
+
+    Args:
+        config: names the network, rounds and steps.
+        sketches: by site.
+        path: of the plan.
+
+    Raises:
+        ConfigError: sites have other channels or labels.
+    """
+    fingerprint = pooled(config.name, sketches)
+    plan = decide(fingerprint, Overrides(net=config.net))
+    plan = with_steps(plan, config.rounds * config.steps, None, 1)
+    write_json(config.output / "fingerprint.json", fingerprint)
+    labels = {str(value): name for value, name in fingerprint.labels.items()}
+    about = {"name": config.name, "labels": labels, "licence": ""}
+    channels = {"channel_names": list(fingerprint.channel_names)}
+    write_json(config.output / "dataset.json", {**about, **channels})
+    write_json(path, plan)
+    return plan
 
 
 def quantiles(groups: Sequence[tuple[int, float]], count: int) -> np.ndarray:

@@ -46,6 +46,8 @@ class SimulationConfig:
         liars: sites that send back lies of the kinds of `LIES`, by turns.
         secure: sums are secure.
         beside: train each site alone and all pooled as well, with the same plan and steps.
+        compute: what sites afford in a search, shares of the largest network's multiply-adds, by
+            turns; all of it where there are none.
     """
 
     dataset: Path
@@ -56,6 +58,7 @@ class SimulationConfig:
     liars: int = 0
     secure: bool = False
     beside: bool = True
+    compute: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sites is not None and self.sites < 2:
@@ -97,10 +100,11 @@ def simulate(config: SimulationConfig, tell: Tell | None = None) -> dict[str, An
         output / "simulation.json", plain(replace(config, dataset=Path(config.dataset.name)))
     )
     sites = {}
-    for name, split in splits.items():
+    for number, (name, split) in enumerate(sorted(splits.items())):
         path = output / "sites" / name / "splits.json"
         write_splits(path, [split])
-        policy = Policy(minimum_cases=1, secure_sums=config.secure)
+        affords = config.compute[number % len(config.compute)] if config.compute else 1.0
+        policy = Policy(minimum_cases=1, secure_sums=config.secure, compute=affords)
         sites[name] = SiteConfig(
             name, config.dataset, path.parent, policy, path, consent_required=False
         )  # as for `train`: the data are this machine's

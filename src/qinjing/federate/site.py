@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from qinjing import evidence, registry
+from qinjing import evidence
 from qinjing.config import atomic_path, from_json, plain, read_config, read_json, write_json
 from qinjing.data import cache
 from qinjing.data.case import Case, Dataset
@@ -36,8 +37,18 @@ from qinjing.federate.policy import RefusedError, SiteConfig
 from qinjing.federate.pooling import sketch
 from qinjing.federate.privacy import Spending, protected, spend
 from qinjing.federate.secure_sum import SecureSumError
-from qinjing.federate.strategies import STRATEGIES, State, Strategy, Work
-from qinjing.federate.travel import after, flat, grouped, packed, shapes_of, unpacked
+from qinjing.federate.slices import ranked, remembered, sliced
+from qinjing.federate.strategies import State, Work, read_strategy
+from qinjing.federate.travel import (
+    after,
+    flat,
+    grouped,
+    packed,
+    part,
+    prefixed,
+    shapes_of,
+    unpacked,
+)
 from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
 from qinjing.tasks.segment import SegmentTask
@@ -70,6 +81,7 @@ class Site:
             "prepare": self._prepare,
             "learn": self._learn,
             "measure": self._measure,
+            "rank": self._rank,
             "finish": self._finish,
             "advertise": self._sum_stage,
             "share": self._sum_stage,
@@ -121,7 +133,8 @@ class Site:
         write_json(self._rounds / "plan.json", plan)
         # Before the first batch: `qinjing consent affected` must find what was learnt from.
         note_seen(self._rounds, dataset.name, split["train"])
-        return Message("prepare", {"cases": len(split["train"])})
+        told = {"cases": len(split["train"]), "compute": self.config.policy.compute}
+        return Message("prepare", told)
 
     def _learn(self, message: Message) -> Message:
         """Take a round's steps, and send what came of them, hidden in a sum where there is one."""
@@ -157,7 +170,7 @@ class Site:
         tensors, known = self._state()
         if known.get("round") == number and kept_answer.exists():
             return Message.unpack(kept_answer.read_bytes())
-        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
         net = {n: v.detach().clone() for n, v in task.net.state_dict().items()}
         if len(task.train) < (least := self.config.policy.minimum_cases):
@@ -167,28 +180,34 @@ class Site:
         received = self._received(message, net)
         if received is None:
             return Message("behind", {})
-        kept = grouped(_part(tensors, "kept/"))
+        kept = grouped(part(tensors, "kept/"))
         fields: dict[str, Any] = {"cases": len(task.train)}
         private = bool(message.fields.get("noise"))
         if message.fields.get("measure") and not private and self._may_tell_of(task.validation):
             fields["measured"] = len(task.validation)
             fields["score"] = self._score(task, strategy.serves(received, kept))
-        rounds = Rounds(task, plan.fit, plan.execution, tensors)
+        asked = message.fields.get("architecture")
+        memory = remembered(self._plan(), tensors, known.get("architecture"), asked)
+        rounds = Rounds(task, plan.fit, plan.execution, memory)
         work = Work(rounds, int(message.fields["first"]), int(message.fields["count"]), kept)
+        began = time.monotonic()
         sent = strategy.learn(work, received)
         fields["loss"] = work.losses[0]
+        if asked:
+            fields["step_s"] = round((time.monotonic() - began) / work.count, 5)
         sent, protection = self._protected(sent, message)
         fields |= protection
-        lost = ErrorFeedback(_part(tensors, "lost/"))
+        lost = ErrorFeedback(part(tensors, "lost/"))
         codec = message.fields.get("codec")
         if codec and not message.fields.get("sum_round"):  # a sum has bits of its own
             sent = packed(flat(sent), codec, lost, seed=number)
         answer = Message("learn", fields, sent)
         with atomic_path(kept_answer) as temporary:
             temporary.write_bytes(answer.pack())
-        state = {**rounds.memory(), **_prefixed("kept/", flat(work.kept))}
-        state |= _prefixed("lost/", lost.lost)
-        save_tensors(self._rounds / "state.safetensors", state, {"round": number})
+        state = {**rounds.memory(), **prefixed("kept/", flat(work.kept))}
+        state |= prefixed("lost/", lost.lost)
+        stands = {"round": number, "architecture": asked}
+        save_tensors(self._rounds / "state.safetensors", state, stands)
         for old in self._rounds.glob("answer_*.safetensors"):
             if old != kept_answer:
                 old.unlink()
@@ -224,16 +243,28 @@ class Site:
 
     def _measure(self, message: Message) -> Message:
         """Dice on the cases that this site holds out, of the model that it would predict with."""
-        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
         received = self._received(message, task.net.state_dict())
         if received is None:
             return Message("behind", {})
         if not self._may_tell_of(task.validation):
             return Message("measure", {})
-        weights = strategy.serves(received, grouped(_part(self._state()[0], "kept/")))
+        weights = strategy.serves(received, grouped(part(self._state()[0], "kept/")))
         score = self._score(task, weights)
         return Message("measure", {"measured": len(task.validation), "score": score})
+
+    def _rank(self, message: Message) -> Message:
+        """Dice on the cases that this site holds out, of each of several slices of a network."""
+        held_out = self._open(message.fields["purpose"])[2]["val"]
+        if not self._may_tell_of(held_out):
+            return Message("rank", {})
+
+        def score(plan: Plan, weights: Tensors) -> float:
+            return self._score(self._task(plan, message), weights)
+
+        scores = ranked(self._plan(), message, self.config.policy.compute, score)
+        return Message("rank", {"measured": len(held_out), "scores": scores})
 
     def _received(self, message: Message, net: Tensors) -> State | None:
         """What the coordinator sent, whole or made from what is held here; None where it cannot."""
@@ -268,14 +299,14 @@ class Site:
         from qinjing.tasks.evaluate import evaluate_files
         from qinjing.tasks.predict import Segmenter, segment_cases
 
-        plan, strategy = self._plan(), read_strategy(message.fields["strategy"])
+        plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         behind, cases, split = self._open(message.fields["purpose"])
         run = self.config.folder / "model"
         read = evidence.digested({"dataset": self.config.dataset}, without=self.config.folder)
         received = self._received(message, plan.model.build().state_dict())
         if received is None:
             return Message("behind", {})
-        weights = strategy.serves(received, grouped(_part(self._state()[0], "kept/")))
+        weights = strategy.serves(received, grouped(part(self._state()[0], "kept/")))
         write_json(run / "plan.json", plan)
         save_model(run / "fold_0", plan.model, weights)
         write_json(run / "saw.json", read_json(self._rounds / "saw.json"))
@@ -310,14 +341,16 @@ class Site:
         path = self._rounds / "state.safetensors"
         return load_tensors(path) if path.exists() else ({}, {})
 
-    def _plan(self) -> Plan:
-        """The plan on this machine.
+    def _plan(self, message: Message | None = None) -> Plan:
+        """The plan on this machine, of the slice of its network that a message may be about.
 
         Raises:
             FormatError: none was sent yet.
         """
         plan = read_config(self._rounds / "plan.json", Plan)
-        return replace(plan, execution=plan.execution.here(), threads=torch.get_num_threads())
+        plan = replace(plan, execution=plan.execution.here(), threads=torch.get_num_threads())
+        asked = message.fields.get("architecture") if message else None
+        return sliced(plan, asked, self.config.policy.compute)
 
     def _open(self, purpose: str) -> tuple[Admitted, list[Case], Split]:
         """The site's data set behind its gate, and the cases that may be used at this moment."""
@@ -362,23 +395,6 @@ class Site:
         return task
 
 
-def read_strategy(content: dict[str, Any]) -> Strategy:
-    """Build the strategy that a message names: {"name": …, "options": {…}}.
-
-    Raises:
-        ConfigError: no such strategy or option.
-    """
-    return registry.build(STRATEGIES, "strategy", content["name"], **content.get("options", {}))
-
-
 def _number(name: str) -> int:
     """A site's own draws, the same for the same name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:2], "little")
-
-
-def _part(tensors: Tensors, prefix: str) -> Tensors:
-    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-
-
-def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
-    return {f"{prefix}{name}": value for name, value in tensors.items()}

@@ -114,3 +114,13 @@ class Outgoing:
 def after(held: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Tensors:
     """Return what is held after a change, names that it brings included."""
     return {n: held[n] + v if n in held else v for n, v in change.items()}
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """Return the tensors whose names begin so, without that beginning."""
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return what `part` is given."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}

@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from qinjing.errors import ConfigError
 from qinjing.nets.blocks import (
     ConvNorm,
     Residual,
@@ -38,11 +39,11 @@ class SubvoxelUNet(nn.Module):
         widths: channels of each stage, finest first.
         strides: of each stage along (D, H, W); the first is the block of voxels that is folded.
         kernels: of each stage along (D, H, W), odd.
-        blocks: residual blocks per encoder stage, the entry of the first counting as one; decoders
-            have one.
+        blocks: residual blocks of every encoder stage, or of each; the entry of the first counts as
+            one. Decoders have one.
 
     Raises:
-        ConfigError: widths, strides and kernels do not fit together.
+        ConfigError: widths, strides, kernels and blocks do not fit together.
 
     Source: arXiv:1505.04597 (U-Net), arXiv:1512.03385 (residual blocks), arXiv:1609.05158
         (sub-pixel convolution), arXiv:1409.5185 (deep supervision).
@@ -57,13 +58,17 @@ class SubvoxelUNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128),
         strides: Sequence[Triple] = ((2, 2, 2), (2, 2, 2), (2, 2, 2)),
         kernels: Sequence[Triple] = ((3, 3, 3), (3, 3, 3), (3, 3, 3)),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
     ) -> None:
         super().__init__()
         check_stages(widths, strides, kernels)
+        each = (blocks,) * len(widths) if isinstance(blocks, int) else tuple(blocks)
+        if len(each) != len(widths) or min(each) < 0:
+            raise ConfigError("blocks", f"one number, or {len(widths)} of 0 or more", blocks)
         self.fold: Triple = strides[0]
         self.multiple = total_stride(strides)
-        folded = in_channels * prod(self.fold)
+        self.widths, self.blocks = tuple(widths), each
+        self._folded = folded = in_channels * prod(self.fold)
 
         self.encoders = nn.ModuleList()
         self.decoders = nn.ModuleList()
@@ -71,10 +76,10 @@ class SubvoxelUNet(nn.Module):
         self.deep_heads = nn.ModuleList()
         for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
             if level == 0:
-                entry, body = ConvNorm(folded, width, kernel), max(0, blocks - 1)
+                entry, body = ConvNorm(folded, width, kernel), max(0, each[0] - 1)
             else:
                 stride = strides[level]
-                entry, body = ConvNorm(widths[level - 1], width, stride, stride), blocks
+                entry, body = ConvNorm(widths[level - 1], width, stride, stride), each[level]
             self.encoders.append(
                 nn.Sequential(entry, *(Residual(width, kernel) for _ in range(body)))
             )
@@ -93,6 +98,11 @@ class SubvoxelUNet(nn.Module):
                 widths[0], classes * prod(self.fold), kernels[0], padding=same_padding(kernels[0])
             ),
         )
+
+    def joins(self) -> dict[str, tuple[int, ...]]:
+        """Return the weights that take several maps side by side → channels of each map."""
+        decoders = {f"decoders.{n}.0.0.weight": (w, w) for n, w in enumerate(self.widths[:-1])}
+        return {**decoders, "head.0.0.weight": (self.widths[0], self._folded)}
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         folded, maps = self.encode(x)

@@ -60,6 +60,7 @@ class UNet(nn.Module):
         if max(strides[0]) > 1:
             raise ConfigError("first stride", "(1, 1, 1)", strides[0], where="unet")
         self.multiple = total_stride(strides)
+        self.widths = tuple(widths)
         self.encoders = nn.ModuleList()
         self.decoders = nn.ModuleList()
         self.ups = nn.ModuleList()
@@ -80,6 +81,10 @@ class UNet(nn.Module):
     def pair(before: int, width: int, kernel: Triple) -> Iterable[nn.Module]:
         """Return the two convolutions of a stage."""
         return ConvNorm(before, width, kernel), ConvNorm(width, width, kernel)
+
+    def joins(self) -> dict[str, tuple[int, ...]]:
+        """Return the weights that take several maps side by side → channels of each map."""
+        return {f"decoders.{n}.0.0.weight": (w, w) for n, w in enumerate(self.widths[:-1])}
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.decode(self.encode(x), x.shape)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from qinjing import registry
 from qinjing.federate.strategies.fedadam import FedAdam
 from qinjing.federate.strategies.fedprox import FedProx
 from qinjing.federate.strategies.personal import Ditto, Personal
@@ -19,4 +21,14 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "ditto": Ditto,
 }
 
-__all__ = ["STRATEGIES", "State", "Strategy", "Update", "Work"]
+
+def read_strategy(content: dict[str, Any]) -> Strategy:
+    """Build the strategy that a message names: {"name": …, "options": {…}}.
+
+    Raises:
+        ConfigError: no such strategy or option.
+    """
+    return registry.build(STRATEGIES, "strategy", content["name"], **content.get("options", {}))
+
+
+__all__ = ["STRATEGIES", "State", "Strategy", "Update", "Work", "read_strategy"]
