@@ -39,6 +39,7 @@ from qinjing.federate.message import Message, as_tensor
 from qinjing.federate.policy import Policy, RefusedError
 from qinjing.federate.simulate import SimulationConfig, dealt, simulate
 from qinjing.federate.site import Site, SiteConfig
+from qinjing.federate.strategies.strategy import Strategy
 from qinjing.tasks import segment
 from qinjing.tasks.predict import predict_folder
 
@@ -176,6 +177,29 @@ def test_a_killed_coordinator_goes_on_to_the_same_bits(
         assert torch.equal(value, weights(tmp_path / "run")[name])
     rounds = [e["round"] for e in read_events(tmp_path / "run" / "log.jsonl")]
     assert rounds == [0, 1, 2]
+
+
+def test_a_coordinator_killed_before_its_record_writes_it_and_sites_write_theirs_once(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path / "run", rounds=1)
+    sites = sites_of(dataset, tmp_path / "sites")
+    door = InProcess({name: site.answer for name, site in sites.items()})
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(folder: Path, *rest: Any, **more: Any) -> Any:
+            if folder == config.output:
+                raise KeyboardInterrupt
+            return append(folder, *rest, **more)
+
+        append = evidence.append
+        patch.setattr(evidence, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            federate(config, door)
+    federate(config, InProcess({name: Site(site.config).answer for name, site in sites.items()}))
+    for folder in (config.output, *(tmp_path / "sites" / name for name in SITES)):
+        assert len((folder / "evidence.jsonl").read_bytes().splitlines()) == 1
+        assert not evidence.verify(folder).faults
 
 
 def test_a_request_that_comes_twice_gets_the_same_answer(
@@ -475,9 +499,19 @@ def test_who_drops_out_of_a_sum_is_left_out_of_it(dataset: Path, tmp_path: Path)
     config = SimulationConfig(
         dataset, config_for(tmp_path / "run"), 5, spread=0.0, failing=0.3, secure=True, beside=False
     )
-    simulate(config)
+    shares = []
+    with pytest.MonkeyPatch.context() as patch:
+        merge = Strategy.merge
+        patch.setattr(
+            Strategy, "merge",
+            lambda self, state, updates, share: shares.append(share)
+            or merge(self, state, updates, share),
+        )  # fmt: skip
+        simulate(config)
     rounds = read_events(tmp_path / "run" / "log.jsonl")
     assert min(len(event["sites"]) for event in rounds) in (3, 4)
+    # What SCAFFOLD's c moves by: the part of all sites that is in the sum.
+    assert shares == [len(event["sites"]) / 5 for event in rounds]
     assert rounds[-1]["loss"] < rounds[0]["loss"]
 
 

@@ -61,6 +61,27 @@ class FederateSimulate(Command):
         default=False,
         metadata=argument("--secure", help="show the coordinator sums of updates alone"),
     )
+    clip_norm: float | None = field(
+        default=None,
+        metadata=argument(
+            "--clip", metavar="C", parse=at_least(0, "--clip", float),
+            help="length to which each site's update is clipped; sites then weigh the same",
+        ),
+    )  # fmt: skip
+    noise: float = field(
+        default=0.0,
+        metadata=argument(
+            "--noise", metavar="SIGMA", parse=at_least(0, "--noise", float),
+            help="on the sum of clipped updates, as a multiple of C: differential privacy",
+        ),
+    )  # fmt: skip
+    secure_bound: float = field(
+        default=1000.0,
+        metadata=argument(
+            "--bound", metavar="B", parse=at_least(1, "--bound", float),
+            help="largest cases·change that a secure sum has room for",
+        ),
+    )  # fmt: skip
     share: float = field(
         default=1.0,
         metadata=argument(
@@ -132,6 +153,9 @@ class FederateSimulate(Command):
             net=self.net,
             seed=self.seed,
             share=self.share,
+            clip_norm=self.clip_norm,
+            noise=self.noise,
+            secure_bound=self.secure_bound,
             search=SearchConfig(per_site=self.per_site) if self.search else None,
         )
         config = SimulationConfig(

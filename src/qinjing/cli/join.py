@@ -195,6 +195,9 @@ class FederateCoordinate(Command):
     net: str = _like("net")
     codec: str = _like("codec")
     secure: bool = _like("secure")
+    clip_norm: float | None = _like("clip_norm")
+    noise: float = _like("noise")
+    secure_bound: float = _like("secure_bound")
     share: float = _like("share")
     seed: int = _like("seed")
     search: bool = _like("search")
@@ -218,6 +221,9 @@ class FederateCoordinate(Command):
             identities=self.provisioned / "identities.json" if self.secure else None,
             seed=self.seed,
             share=self.share,
+            clip_norm=self.clip_norm,
+            noise=self.noise,
+            secure_bound=self.secure_bound,
             deadline_s=self.deadline_s,
             search=SearchConfig(per_site=self.per_site) if self.search else None,
         )

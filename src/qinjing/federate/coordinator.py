@@ -97,7 +97,7 @@ class Coordinator:
         start = time.monotonic()
         self.training = claimed(self.config)
         done = self.config.output / "result.json"
-        if done.exists():
+        if done.exists() and (self.config.output / "evidence.jsonl").exists():
             return {"output": str(self.config.output), **read_json(done)}
         self.plan = self._plan()
         self.tell("plan", {"plan": self.plan})
@@ -139,13 +139,14 @@ class Coordinator:
         spent = {s: a.fields["epsilon"] for s, a in answers.items() if "epsilon" in a.fields}
         self.standing.epsilon |= spent
         self.standing.delta |= {s: answers[s].fields.get("delta") for s in spent}
-        if self.secure:
+        if self.secure:  # whose sites' cases are hidden: each counts alike
+            share = len(answers) / len(self.prepared)
             answers = {"sum": self.secure.answer()}
-        updates = []
-        for site, answer in answers.items():
-            self.standing.cases[site] = int(answer.fields["cases"])
-            updates.append(Update(dict(answer.tensors), self.standing.cases[site]))
-        share = sum(u.cases for u in updates) / sum(self.standing.cases.values())
+        else:
+            self.standing.cases |= {s: int(a.fields["cases"]) for s, a in answers.items()}
+            known = self.standing.cases
+            share = sum(known[site] for site in answers) / sum(known.values())
+        updates = [Update(dict(a.tensors), int(a.fields["cases"])) for a in answers.values()]
         state = self.strategy.merge(state, updates, share)
         losses = [
             (a.fields["loss"], a.fields["cases"])
@@ -154,8 +155,8 @@ class Coordinator:
         loss = _mean(losses) if losses else math.nan
         self.secure = None
         self.standing.round = number + 1
-        known = {"loss": round(loss, 6)} if losses else {}
-        event |= {**known, "sent": self.standing.sent}
+        event |= {"loss": round(loss, 6)} if losses else {}
+        event |= {"sent": self.standing.sent}
         event |= {"received": self.standing.received, "seconds": round(time.monotonic() - began, 2)}
         log.write("round", step=number, **event)
         self._save(state)

@@ -56,10 +56,11 @@ class FederationConfig:
         strategy_options: of its constructor.
         combine: name in `AGGREGATORS`, how the sites' changes become one.
         net: name in `NETS`.
+        net_options: of its constructor, above what the plan gives it.
         seed: decides every draw.
         share: of the sites that are asked in a round.
         least_sites: answers without which a round is asked again.
-        deadline_s: wall seconds that sites have for a round.
+        deadline_s: wall seconds that sites have for an answer.
         measurements: how many times sites measure on what they hold out, evenly spread, before the
             end.
         codec: name in `CODECS`, for both ways; "" sends every number as it is.
@@ -82,6 +83,7 @@ class FederationConfig:
     strategy_options: dict[str, Any] = field(default_factory=dict)
     combine: str = "mean"
     net: str = "residual_unet"
+    net_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     share: float = 1.0
     least_sites: int = 1

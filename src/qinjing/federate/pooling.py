@@ -160,7 +160,7 @@ def plan_together(config: FederationConfig, sketches: Mapping[str, Sketch], path
         ConfigError: sites have other channels or labels.
     """
     fingerprint = pooled(config.name, sketches)
-    plan = decide(fingerprint, Overrides(net=config.net))
+    plan = decide(fingerprint, Overrides(config.net, config.net_options or None))
     plan = with_steps(plan, config.rounds * config.steps, None, 1)
     write_json(config.output / "fingerprint.json", fingerprint)
     labels = {str(value): name for value, name in fingerprint.labels.items()}

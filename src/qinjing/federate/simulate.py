@@ -21,11 +21,10 @@ from qinjing.federate.coordinator import Tell, federate
 from qinjing.federate.doors import InProcess
 from qinjing.federate.federation import FederationConfig
 from qinjing.federate.message import Message
+from qinjing.federate.outcome import dice_on
 from qinjing.federate.policy import Policy, SiteConfig
 from qinjing.federate.site import Site
-from qinjing.tasks.evaluate import evaluate_files
 from qinjing.tasks.planning import silent, sound_cases
-from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.train import TrainConfig, train
 
 _HELD_OUT = 0.2  # of each site's patients
@@ -235,10 +234,7 @@ def _measure(run: Path, dataset: Path, cases: Sequence[Case]) -> None:
     """Segment held-out cases with a run's model and measure them, as `train` does."""
     fold = run / "fold_0"
     if not (fold / "metrics.json").exists():
-        segment_cases(Segmenter.load(run), cases, fold / "validation")
-        evaluate_files(
-            fold / "validation", dataset, fold / "metrics.json", cases=[c.case_id for c in cases]
-        )
+        dice_on(run, dataset, cases)
     if not (run / "metrics.json").exists():
         write_json(run / "metrics.json", read_json(fold / "metrics.json"))
 
