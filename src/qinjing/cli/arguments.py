@@ -103,6 +103,10 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Command]]) -> Comman
     """
     parsed = vars(build(commands).parse_args(list(words)))
     kind: type[Command] = parsed["command"]
+    (name,) = (name for name, other in commands.items() if other is kind)
+    if list(words[: len(name.split())]) != name.split():
+        # `serve --port 1 token`: argparse would forget what stands before the last word.
+        raise ConfigError("options", f"behind all of `{name}`", "some before")
     values = {item.name: parsed[item.name] for item in fields(kind)}
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
@@ -129,11 +133,15 @@ def build(commands: Mapping[str, type[Command]]) -> argparse.ArgumentParser:
                 levels[tuple(above[:depth])] = group.add_subparsers(
                     dest=f"_word{depth}", metavar="COMMAND", required=True
                 )
-        _add(levels[tuple(above)], name, kind)
+        parser = _add(levels[tuple(above)], name, kind)
+        if any(other.startswith(f"{words} ") for other in commands):  # a command and a group
+            levels[(*above, name)] = parser.add_subparsers(
+                dest=f"_word{len(above) + 1}", metavar="[COMMAND]", required=False
+            )
     return top
 
 
-def _add(level: Any, name: str, kind: type[Command]) -> None:
+def _add(level: Any, name: str, kind: type[Command]) -> argparse.ArgumentParser:
     text = kind.__doc__ or ""
     parser = level.add_parser(name, help=text.splitlines()[0], description=text)
     parser.set_defaults(command=kind)
@@ -141,6 +149,7 @@ def _add(level: Any, name: str, kind: type[Command]) -> None:
     for item in fields(kind):
         _add_argument(parser, item, hints[item.name])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 def _add_argument(parser: argparse.ArgumentParser, item: Field[Any], hint: Any) -> None:

@@ -36,6 +36,7 @@ from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
+from qinjing.cli.serve import Serve, ServeRevoke, ServeToken, ServeTokens
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,10 @@ COMMANDS: dict[str, type[Command]] = {
     "consent verify": ConsentVerify,
     "consent affected": ConsentAffected,
     "unlearn": Unlearn,
+    "serve": Serve,
+    "serve token": ServeToken,
+    "serve tokens": ServeTokens,
+    "serve revoke": ServeRevoke,
     "verify": Verify,
     "info": Info,
     "phantom": Phantom,

@@ -99,7 +99,11 @@ class Store:
         return self._append(with_state)
 
     def current(
-        self, purpose: str | None = None, patient_id: str | None = None, at: datetime | None = None
+        self,
+        purpose: str | None = None,
+        patient_id: str | None = None,
+        at: datetime | None = None,
+        after: int = 0,
     ) -> dict[tuple[str, str], Row]:
         """Return the latest row of each (patient, purpose).
 
@@ -107,9 +111,10 @@ class Store:
             purpose: this one only.
             patient_id: this one only.
             at: as the store stood then; None: as it stands.
+            after: of the rows behind this number only.
         """
         with self._connected() as connection:
-            return self._current(connection, purpose, patient_id, at)
+            return self._current(connection, purpose, patient_id, at, after)
 
     def permitted(self, patient_id: str, purpose: str, at: datetime | None = None) -> bool:
         """Whether a patient's data may be used for a purpose at a moment; None is this one.
@@ -120,6 +125,23 @@ class Store:
         check_purpose(purpose)
         row = self.current(purpose, patient_id, at).get((patient_id, purpose))
         return row is not None and row.permits(at or now())
+
+    def patients(self, like: str = "", after: str = "", limit: int = 50) -> list[str]:
+        """Return the ids of patients of whom something is recorded, in the database's order.
+
+        Args:
+            like: a part of the id, capitals or not.
+            after: begin behind this id: the last one of the page before.
+            limit: return no more than these.
+        """
+        column = self._table.c.patient_id
+        query = self._select(column).distinct().order_by(column).limit(limit)
+        if like:
+            query = query.where(column.icontains(like, autoescape=True))
+        if after:
+            query = query.where(column > after)
+        with self._connected() as connection:
+            return list(connection.scalars(query))
 
     def history(self, patient_id: str) -> list[Row]:
         """Return all that was ever recorded of a patient, in its order."""
@@ -133,6 +155,13 @@ class Store:
         with self._connected() as connection:
             count, digest, _ = self._last(connection)
             return count, digest
+
+    def holds(self, count: int, digest: str) -> bool:
+        """Whether this was the head once: what was read then is still a part of the chain."""
+        c = self._table.c
+        with self._connected() as connection:
+            found = connection.scalar(self._select(c.digest).where(c.seq == count))
+        return (found or "") == digest
 
     def verify(self, known: Sequence[str] = ()) -> list[str]:
         """Walk the chain; return what does not hold, a sentence each.
@@ -210,6 +239,7 @@ class Store:
         purpose: str | None = None,
         patient_id: str | None = None,
         at: datetime | None = None,
+        after: int = 0,
     ) -> dict[tuple[str, str], Row]:
         from sqlalchemy import func
 
@@ -217,6 +247,8 @@ class Store:
         latest = self._select(func.max(c.seq)).group_by(c.patient_id, c.purpose)
         if purpose is not None:
             latest = latest.where(c.purpose == purpose)
+        if after:
+            latest = latest.where(c.seq > after)
         if patient_id is not None:
             latest = latest.where(c.patient_id == patient_id)
         if at is not None:

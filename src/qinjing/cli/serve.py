@@ -1,0 +1,194 @@
+"""The commands of the service: start it, and say who may come in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qinjing.cli import show
+from qinjing.cli.arguments import Command, argument, at_least
+from qinjing.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qinjing.serve.auth import Tokens
+
+ROLES = ("admin", "ethics", "reader", "patient")
+
+_CONSENTS = argument(
+    "--consents",
+    metavar="STORE",
+    help="a file, or a URL of PostgreSQL; else what QINJING_CONSENT names",
+)
+_TOKENS = argument(
+    "--tokens", metavar="FILE", help="of the tokens, instead of the one beside the store"
+)
+
+
+@dataclass(frozen=True)
+class Serve(Command):
+    """Serve the page of consents for the ethics office and patients, until Ctrl-C."""
+
+    consents: str | None = field(default=None, metadata=_CONSENTS)
+    tokens: Path | None = field(default=None, metadata=_TOKENS)
+    host: str = field(
+        default="127.0.0.1",
+        metadata=argument("--host", metavar="HOST", help="address; others than this want TLS"),
+    )
+    port: int = field(
+        default=8080,
+        metadata=argument(
+            "--port", metavar="PORT", parse=at_least(0, "--port"), help="0 for any that is free"
+        ),
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata=argument("--tls-cert", metavar="PEM", there=True, help="certificate chain"),
+    )
+    tls_key: Path | None = field(
+        default=None,
+        metadata=argument("--tls-key", metavar="PEM", there=True, help="its private key"),
+    )
+    models: tuple[Path, ...] = field(
+        default=(),
+        metadata=argument(
+            "--models", metavar="FOLDER", there=True, help="to look for models that saw a patient"
+        ),
+    )
+    datasets: tuple[Path, ...] = field(
+        default=(),
+        metadata=argument(
+            "--datasets", metavar="DATASET", there=True, help="that tell whose a case is"
+        ),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Listen until stopped."""
+        from qinjing.serve.settings import ServeConfig
+
+        config = ServeConfig(
+            self.consents,
+            self.tokens,
+            self.host,
+            self.port,
+            self.tls_cert,
+            self.tls_key,
+            models=self.models,
+            datasets=self.datasets,
+        )
+        _listen()(config, _tell)
+        return {"stopped": True}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """That it ended."""
+        return "stopped"
+
+    def after_stop(self) -> str:
+        """How things stand after Ctrl-C."""
+        return "every change that was confirmed is in the store"
+
+
+@dataclass(frozen=True)
+class ServeToken(Command):
+    """Make a token with which a person or a program comes in, and print it this once."""
+
+    role: str = field(
+        metadata=argument(
+            "--role", metavar="ROLE", choices=ROLES,
+            help=f"{', '.join(ROLES)}; a reader changes nothing",
+        )
+    )  # fmt: skip
+    patient: str | None = field(
+        default=None,
+        metadata=argument("--patient", metavar="PATIENT", help="whom a patient's token is for"),
+    )
+    name: str = field(
+        default="", metadata=argument("--name", metavar="NAME", help="who holds it, for the record")
+    )
+    days: int = field(
+        default=90,
+        metadata=argument(
+            "--days", metavar="N", parse=at_least(1, "--days"), help="for how long it holds"
+        ),
+    )
+    consents: str | None = field(default=None, metadata=_CONSENTS)
+    tokens: Path | None = field(default=None, metadata=_TOKENS)
+
+    def run(self) -> dict[str, Any]:
+        """Make it; the token, and what is kept of it."""
+        kept, token = _open(self.consents, self.tokens).make(
+            self.role, patient_id=self.patient, name=self.name, days=self.days
+        )
+        return {"token": token, "id": kept.token_id, "role": kept.role, "expires": kept.expires}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """The token."""
+        return show.pairs(result) + "\nkeep it safe: it is shown this once and kept nowhere"
+
+
+@dataclass(frozen=True)
+class ServeTokens(Command):
+    """List the tokens that were made: who holds them, and until when."""
+
+    consents: str | None = field(default=None, metadata=_CONSENTS)
+    tokens: Path | None = field(default=None, metadata=_TOKENS)
+
+    def run(self) -> dict[str, Any]:
+        """Look; never a token itself, nor whose a patient's is."""
+        known = _open(self.consents, self.tokens).all().values()
+        return {
+            "tokens": [
+                {"id": one.token_id, "role": one.role, "name": one.name, "expires": one.expires,
+                 "state": "revoked" if one.revoked else "holds" if one.holds else "expired"}
+                for one in known
+            ]
+        }  # fmt: skip
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """A line a token."""
+        names = ("id", "role", "name", "expires", "state")
+        return show.table(names, [[one[n] for n in names] for one in result["tokens"]])
+
+
+@dataclass(frozen=True)
+class ServeRevoke(Command):
+    """Take a token back: it opens nothing from now on, and its sessions end."""
+
+    token_id: str = field(metadata=argument(metavar="ID", help="as `qinjing serve tokens` has it"))
+    consents: str | None = field(default=None, metadata=_CONSENTS)
+    tokens: Path | None = field(default=None, metadata=_TOKENS)
+
+    def run(self) -> dict[str, Any]:
+        """Revoke it; which it was."""
+        token = _open(self.consents, self.tokens).revoke(self.token_id)
+        return {"id": token.token_id, "role": token.role, "name": token.name}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """Which it was."""
+        return f"revoked: {result['id']} ({result['role']})"
+
+
+def _open(consents: str | None, tokens: Path | None) -> Tokens:
+    from qinjing.serve.auth import Tokens
+    from qinjing.serve.settings import tokens_file
+
+    return Tokens(tokens_file(consents, tokens))
+
+
+def _listen() -> Any:
+    try:
+        from qinjing.serve.listen import listen
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "qinjing":
+            raise
+        raise ConfigError(
+            "service", "run with FastAPI and uvicorn", f"no package {error.name}",
+            advice="pip install 'qinjing[serve]'",
+        ) from None  # fmt: skip
+    return listen
+
+
+def _tell(address: str) -> None:
+    print(f"serving {address}; stop with Ctrl-C", file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+"""What stands before every route: limits, the same origin, headers, and silence about failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from qinjing.serve.settings import ServeConfig, is_loopback
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "x-qinjing"  # another site's page cannot send it without asking first
+LOG = logging.getLogger("qinjing.serve")
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+_HSTS = "max-age=31536000"
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a failure
+    """An answer that is no: what a person reads, and a word for programs.
+
+    Args:
+        status: of HTTP.
+        code: one word, which the page translates.
+        sentence: that names no patient.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, code: str, sentence: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status, self.code, self.sentence = status, code, sentence
+        self.headers = dict(headers or {})
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The body of the answer."""
+        return {"error": self.sentence, "code": self.code}
+
+
+class Guard:
+    """Lets through what may be looked at, and dresses every answer.
+
+    Args:
+        app: what is guarded.
+        config: its limits, and whether there is TLS.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+        self._app, self._config = app, config
+        self._headers = dict(_HEADERS)
+        if config.tls:
+            self._headers["Strict-Transport-Security"] = _HSTS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def dressed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        try:
+            self._check(scope)
+            body = await self._body(receive, Headers(scope=scope))
+            await self._app(scope, _replay(body, receive), dressed)
+        except Refusal as refusal:
+            await _answer(dressed, refusal)
+        except Exception as error:
+            reference = secrets.token_hex(4)
+            LOG.error("%s, reference %s", _told(error), reference)
+            if begun:  # too late for another answer: the connection must break off
+                raise ConnectionAbortedError(reference) from None
+            sentence = f"failed, and it is our fault; the log has it as {reference}"
+            await _answer(dressed, Refusal(500, "fault", sentence))
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        # A name that an outsider points at this machine would make his page one of ours.
+        if is_loopback(self._config.host) and not is_loopback(_name_of(host)):
+            raise Refusal(421, "host", "host must be this machine's own name")
+        if scope["method"] in _SAFE:
+            return
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+        own = f"{'https' if self._config.tls else 'http'}://{host}"
+        if (origin is not None and origin != own) or site not in ("same-origin", "none"):
+            raise Refusal(403, "origin", "requests must be of this page's own")
+        if HEADER not in headers and not headers.get("authorization", "").startswith("Bearer "):
+            raise Refusal(403, "header", f"header {HEADER} must be there, got none")
+
+    async def _body(self, receive: Receive, headers: Headers) -> bytes:
+        """The whole body, which must be short and come soon."""
+        most = self._config.body_bytes
+        too_long = Refusal(413, "size", f"body must be of {most} bytes or fewer")
+        told = headers.get("content-length", "0")
+        if not told.isascii() or not told.isdigit() or int(told[:20]) > most:
+            raise too_long
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._config.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise Refusal(400, "gone", "body must be whole, got a part")
+                    parts.append(message.get("body", b""))
+                    if sum(map(len, parts)) > most:
+                        raise too_long
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            seconds = f"{self._config.body_s:g}"
+            raise Refusal(408, "slow", f"body must be there within {seconds} s") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What the application receives: the body that was read, then what comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    body = json.dumps(refusal.content).encode()
+    headers = {**refusal.headers, "content-type": "application/json",
+               "content-length": str(len(body))}  # fmt: skip
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _told(error: BaseException) -> str:
+    """What a log may say of a failure: its kind and place; its message may repeat what was sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(one.filename).name}:{one.lineno}" for one in frames[-4:]]
+    return f"{type(error).__name__} at {' > '.join(places)}"
+
+
+def fault(error: Exception) -> dict[str, Any]:
+    """Log what was wrong with our own files or database; return what a caller is told."""
+    LOG.error("%s", _told(error))
+    return Refusal(503, "unavailable", "what this needs cannot be reached just now").content
