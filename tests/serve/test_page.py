@@ -1,0 +1,93 @@
+"""The page in a real browser, by keyboard: a withdrawal is confirmed, recorded, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qinjing.data.consent import Store
+from tests.serve.browser import Browser, chromium
+from tests.serve.conftest import Service
+
+pytestmark = pytest.mark.skipif(not chromium(), reason="no Chromium on this machine")
+ENTRY = "document.activeElement?.id === 'token'"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with Browser(tmp_path / "profile") as one:
+        yield one
+
+
+def test_the_ethics_office_withdraws(
+    service: Service, running: Callable[[Service], str], browser: Browser, place: str
+) -> None:
+    browser.send("Page.navigate", url=f"{running(service)}/consent")
+    browser.until(ENTRY)
+    browser.type(service.token("ethics", name="Dr. Li"))
+    browser.press("Enter")
+    browser.until("document.activeElement.id === 'search' && document.querySelector('#list li')")
+    browser.type("anna")
+    browser.until("document.querySelectorAll('#list button.fresh').length === 1")
+    browser.press("Tab")
+    browser.press("Enter")
+    browser.until("document.activeElement.id === 'fileTitle' && document.querySelector('td.model')")
+    while browser.run("document.activeElement.id") != "withdraw-research":
+        browser.press("Tab")
+    browser.press("Enter")
+    browser.until("document.getElementById('dialog').open")
+    # The safe answer has the focus, and what follows stands there before anything is done.
+    assert browser.run("document.activeElement.id") == "cancel"
+    said = browser.run("document.getElementById('dialog').innerText")
+    assert "next batch" in said and "models/liver" in said and "models/lung" not in said
+    browser.press("Escape")
+    browser.until("document.activeElement.id === 'withdraw-research'")
+    with Store(place) as store:
+        assert store.permitted("p-anna", "research")
+        browser.press("Enter")
+        browser.press("Tab")
+        browser.press("Enter")
+        browser.until("document.activeElement.id === 'told'")
+        assert not store.permitted("p-anna", "research")
+    said = browser.run("document.getElementById('told').innerText")
+    assert "entry 4" in said and "next batch" in said and "models/liver" in said
+    assert "p-anna" not in browser.run("location.href + JSON.stringify({...localStorage})")
+    browser.run("document.getElementById('language').click()")
+    assert browser.run("document.documentElement.lang") == "zh-Hans"
+    assert "下一个批次" in browser.run("document.getElementById('told').innerText")
+    assert "HttpOnly" not in browser.run("document.cookie") and not browser.run("document.cookie")
+    browser.run("document.getElementById('leave').click()")
+    browser.until(ENTRY)
+    assert "p-anna" not in browser.run("document.body.innerHTML")
+    faults = [one for one in browser.log if "401" not in one]  # asked whether there is a session
+    assert faults == []
+
+
+def test_a_patient_sees_one_file_and_a_name_is_no_markup(
+    service: Service, running: Callable[[Service], str], browser: Browser
+) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    token = service.token("patient", patient_id="p-bela", name=name)
+    browser.send("Page.navigate", url=f"{running(service)}/consent")
+    browser.until(ENTRY)
+    browser.type("nonsense")
+    browser.press("Enter")
+    browser.until("document.getElementById('entryError').innerText.includes('opens nothing')")
+    browser.run("document.getElementById('token').value = ''")
+    browser.type(token)
+    browser.press("Enter")
+    browser.until("document.getElementById('fileTitle')?.innerText === 'Patient p-bela'")
+    assert browser.run("document.getElementById('finder').hidden")
+    assert name in browser.run("document.getElementById('who').innerText")
+    assert browser.run("document.querySelectorAll('#who img').length") == 0
+    # A reload keeps the session; the page's policy lets no script in that is not its own.
+    browser.send("Page.reload")
+    browser.until("document.getElementById('fileTitle')?.innerText === 'Patient p-bela'")
+    assert browser.run(
+        "new Promise(done => { addEventListener('securitypolicyviolation', () => done(true));"
+        "const s = document.createElement('script'); s.textContent = 'window.bad = 1';"
+        "document.body.append(s); setTimeout(() => done(false), 500); })"
+    )
+    assert browser.run("window.bad") is None
