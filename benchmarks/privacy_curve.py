@@ -1,11 +1,13 @@
 """What does differential privacy cost in Dice, by ε?
 
-The cases of a data set are dealt to sites as `federation.py` does. Each line trains with the same
-plan and steps: as it is, with updates clipped, and with more and more noise on the secure sum. What
-is protected is a site's whole part (δ = 1e-5); ε is what the sites' own accounts say at the end.
+The hundred hospitals of `hundred_sites.py`, all of them in every round, sums secure: as it is, with
+updates clipped, and with more and more noise on the sum. What is protected is a site's whole part
+(δ = 1e-5); ε is what the sites' own accounts say at the end. How much of a model is left hangs on
+the number of sites and of weights: noise has its length in every weight, an update is shared out
+over all of them. So this network has 82,000.
 
-    .venv/bin/python benchmarks/privacy_curve.py -i ../shared/data/Task04_Hippocampus \
-        -o benchmarks/results/privacy_curve.json --picture benchmarks/results/privacy_curve.png
+    .venv/bin/python benchmarks/privacy_curve.py -o benchmarks/results/privacy_curve.json \
+        --picture benchmarks/results/privacy_curve.png
 """
 
 from __future__ import annotations
@@ -15,13 +17,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from federation import deal, dice
+from hundred_sites import NET, WIDTHS, draw_sites, run, small_plan
 
-from qinjing.cli.watch import watch
 from qinjing.config import write_json
 from qinjing.engine.device import environment
-from qinjing.federate.federation import FederationConfig
-from qinjing.federate.simulate import SimulationConfig, simulate
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
@@ -52,45 +51,30 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-i", "--input", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--work", type=Path, default=Path(".scratch/privacy_curve"))
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.3, 1.0, 3.0])
+    parser.add_argument("--work", type=Path, default=Path(".scratch/hundred_sites"))
+    parser.add_argument("--sites", type=int, default=100)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.5, 2.0, 8.0])
     parser.add_argument("--clip", type=float, default=1.0)
-    parser.add_argument("--net", default="subvoxel_unet")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=2)
     args = parser.parse_args()
-    source = args.work / "dealt"
-    deal(args.input, source)
-    wanted: list[tuple[str, float | None, float]] = [
-        ("as it is", None, 0.0),
-        ("clipped", args.clip, 0),
-    ]
-    wanted += [(f"noise {noise:g}", args.clip, noise) for noise in args.noise]
+    dataset = draw_sites(args.work / "data", args.sites)
+    plan = small_plan(dataset, args.rounds * args.steps)
+    wanted: dict[str, dict[str, Any]] = {"as it is": {}, "clipped": {"clip_norm": args.clip}}
+    for noise in args.noise:
+        wanted[f"noise {noise:g}"] = {"clip_norm": args.clip, "noise": noise, "secure": True}
     rows: dict[str, Any] = {}
-    for name, clip, noise in wanted:
-        output = args.work / name.replace(" ", "_")
-        federation = FederationConfig(
-            output, rounds=args.rounds, steps=args.steps, net=args.net, clip_norm=clip, noise=noise
-        )
-        with watch() as tell:
-            result = simulate(
-                SimulationConfig(source, federation, beside=False, secure=noise > 0), tell
-            )
-        spent = [told.get("epsilon") for told in result["sites"].values()]
-        rows[name] = {
-            "noise": noise,
-            "clip_norm": clip,
-            "epsilon": max((e for e in spent if e is not None), default=None),
-            "dice": dice(output),
-            "seconds": result["seconds"],
-        }
+    for name, more in wanted.items():
+        noise = more.get("noise", 0.0)
+        place = f"privacy_{name.replace(' ', '_')}"
+        rows[name] = {"noise": noise, **run(place, args, dataset, plan, 1.0, **more)}
         print(json.dumps({name: rows[name]}), flush=True)
     report = {
-        "federations": rows, "sites": len(result["sites"]), "net": args.net, "rounds": args.rounds,
-        "steps": args.steps, "environment": environment(),
+        "federations": rows, "sites": args.sites, "net": NET, "widths": WIDTHS,
+        "clip_norm": args.clip, "rounds": args.rounds, "steps": args.steps,
+        "environment": environment(),
     }  # fmt: skip
     print(json.dumps(report, indent=2))
     if args.output:
