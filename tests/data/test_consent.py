@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
-import shutil
-import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -51,61 +47,6 @@ def case(name: str, patient: str | None = None) -> Case:
 @pytest.fixture(autouse=True)
 def no_store_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-
-
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a database on a server of our own, reached by a socket in its folder."""
-    pytest.importorskip("psycopg")
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    path = os.pathsep.join([*map(str, binaries[::-1]), os.environ.get("PATH", "")])
-    initdb, pg_ctl = shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
-    if not initdb or not pg_ctl:
-        pytest.skip("no initdb and pg_ctl of PostgreSQL on this machine")
-    folder = tmp_path_factory.mktemp("pg")
-    as_other: list[str] = []
-    if os.getuid() == 0:  # which PostgreSQL refuses
-        if not shutil.which("setpriv"):
-            pytest.skip("root without setpriv: PostgreSQL cannot be started")
-        as_other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        os.chown(folder, 65534, 65534)
-        for parent in folder.parents:
-            if parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)  # enter, not look
-    data, socket = folder / "data", folder
-    if len(str(socket / ".s.PGSQL.5432")) > 100:
-        pytest.skip("the temporary folder's name is too long for a socket")
-
-    def run(*words: str) -> None:
-        made = subprocess.run([*as_other, *words], cwd=folder, capture_output=True, text=True)
-        if made.returncode:
-            pytest.skip(f"PostgreSQL does not run here: {made.stderr[-300:]}")
-
-    run(initdb, "-D", str(data), "-U", "tester", "--auth=trust", "--no-sync", "-E", "UTF8")
-    options = f"-c listen_addresses='' -k {socket} -F -c shared_buffers=16MB"
-    run(pg_ctl, "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    server = int((data / "postmaster.pid").read_text().split()[0])
-    yield f"postgresql://tester@/postgres?host={socket}"
-    os.kill(server, signal.SIGQUIT)  # its immediate shutdown; nothing of it is wanted any more
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a store may be made, empty each time."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "consent.sqlite")
-        return
-    url = request.getfixturevalue("postgresql")
-    yield url
-    drop(url)
-
-
-def drop(url: str) -> None:
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS consent")
-        connection.execute("DROP FUNCTION IF EXISTS consent_refuse")
 
 
 def raw(place: str, *statements: str) -> None:
@@ -161,47 +102,6 @@ def test_a_period_begins_with_its_first_moment_and_ends_before_its_end(tmp_path:
     moments = (T0 - second, T0, T0 + DAY - second, T0 + DAY)
     assert [a.permits(at) for at in moments] == [False, True, True, False]
     assert [b.permits(at) for at in moments] == [False, True, True, True]
-
-
-def test_every_query_is_as_a_plain_list_says(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of changes against a model that knows nothing of chains, keys and SQL."""
-    draw = random.Random(7)
-    clock = [T0]
-    monkeypatch.setattr(store_room, "now", lambda: clock[0])
-    told: list[tuple[datetime, Change]] = []
-    patients = [f"p{k}" for k in range(40)]
-    with Store(place, create=True) as store:
-        for _ in range(60):
-            batch = []
-            for _ in range(draw.randrange(40)):
-                start, end = (draw.choice([None, T0 + draw.uniform(-60, 60) * DAY]) for _ in "se")
-                if start and end and start > end:
-                    start, end = end, start
-                who, what = draw.choice(patients), draw.choice(PURPOSES)
-                batch.append(Change(who, what, draw.choice(["permit", "deny"]), T0, start, end))
-            store.append(batch)
-            told += [(clock[0], change) for change in batch]
-            clock[0] += draw.uniform(0, 2) * DAY
-        assert store.head()[0] == len(told) > 800
-        assert store.verify() == []
-        for at in (T0 + draw.uniform(-5, 70) * DAY for _ in range(25)):
-            purpose = draw.choice(PURPOSES)
-            latest: dict[str, Change] = {}
-            for recorded, change in told:
-                if recorded <= at and change.purpose == purpose:
-                    latest[change.patient_id] = change
-            model = {
-                patient
-                for patient, c in latest.items()
-                if c.decision == "permit"
-                and (not c.start or c.start <= at)
-                and (not c.end or at < c.end)
-            }
-            allowed, excluded = Gate(purpose, store).split([case(p) for p in patients], at)
-            assert {one.patient_id for one in allowed} == model
-            assert len(excluded) == len(patients) - len(model)
-            asked = draw.choice(patients)
-            assert store.permitted(asked, purpose, at) == (asked in model)
 
 
 def test_the_database_refuses_to_change_or_remove_a_row(place: str) -> None:
@@ -718,6 +618,40 @@ def test_a_watch_sees_a_withdrawal_and_an_end_at_once_and_asks_little(
     clock[0] = T0 + 2 * DAY
     assert watch.out(7) == frozenset("ab")
     assert len(parted) == 4 and [step for step, _ in told] == [0, 5, 6, 7]
+
+
+def test_a_gate_reads_what_is_new_and_all_where_what_it_read_is_gone(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [case(name) for name in "abc"]
+
+    def passing() -> str:
+        return "".join(one.case_id for one in gate.split(cases)[0])
+
+    with Store(place, create=True) as store:
+        gate = Gate("research", store)
+        assert passing() == ""
+        store.append([permit("a"), permit("b"), deny("b", "care")])
+        assert passing() == "ab"
+        read: list[int] = []
+        current = store.current
+        monkeypatch.setattr(
+            store, "current", lambda *w, **o: read.append(len(found := current(*w, **o))) or found
+        )
+        store.append([deny("a")])
+        assert passing() == "b" and passing() == "b" and read == [1]
+        raw(place, *unlocked(place), "DELETE FROM consent WHERE seq = 4")
+        store.append([permit("c"), permit("c")])  # more rows than before, but others
+        assert passing() == "abc" and read == [1, 3]
+
+
+def test_two_watches_on_one_gate_both_see_a_withdrawal(store: Store) -> None:
+    store.append([permit("a")])
+    gate = Gate("research", store)
+    watches = [Watch(gate, [case("a")], lambda step, out: None) for _ in "12"]
+    assert [watch.out(0) for watch in watches] == [frozenset()] * 2
+    store.append([deny("a")])
+    assert [watch.out(1) for watch in watches] == [frozenset("a")] * 2
 
 
 def test_rows_and_declarations_are_frozen(store: Store) -> None:

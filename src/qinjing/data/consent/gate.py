@@ -126,9 +126,9 @@ class Gate:
                 excluded.append(Excluded(case.case_id, reason))
         return allowed, excluded
 
-    def changed(self) -> bool:
-        """Whether the store has grown since it was last looked at: one short query."""
-        return self.store is not None and self.store.head() != self._head
+    def head(self) -> tuple[int, str] | None:
+        """The store's rows and the last one's digest, by one short query; None without a store."""
+        return self.store.head() if self.store is not None else None
 
     def next_change(self, at: datetime) -> datetime | None:
         """Return the first moment after `at` when a period begins or ends; None for never."""
@@ -138,11 +138,14 @@ class Gate:
         return min((moment for moment in known if moment and moment > at), default=None)
 
     def _now(self) -> dict[tuple[str, str], Row]:
-        """The rows as they stand, read again only where the store has grown."""
+        """The rows as they stand; where the store has grown only what is new is read."""
         if self.store is not None:
             head = self.store.head()
             if head != self._head:
-                self._rows, self._head = self.store.current(self.purpose), head
+                known = self._head is not None and self.store.holds(*self._head)
+                after = self._head[0] if self._head and known else 0
+                newer = self.store.current(self.purpose, after=after)
+                self._rows, self._head = {**self._rows, **newer} if after else newer, head
         return self._rows
 
     def _current(self, at: datetime) -> dict[tuple[str, str], Row]:
@@ -226,6 +229,8 @@ class Watch:
         self._found: frozenset[str] = frozenset()
         self._out: frozenset[str] = frozenset()  # as last told
         self._until: datetime | None = now()
+        self._looked = now()
+        self._head: tuple[int, str] | None = None  # another's look at the gate counts for nothing
 
     def out(self, step: int | None = None) -> frozenset[str]:
         """Return the ids of the cases that may not be used.
@@ -236,9 +241,11 @@ class Watch:
         Raises:
             ConfigError: the store cannot be read: then nothing may be used.
         """
-        moment = now()
-        if self._gate.changed() or (self._until is not None and moment >= self._until):
+        moment, head = now(), self._gate.head()
+        due = self._until is not None and moment >= self._until
+        if due or head != self._head or moment < self._looked:  # clocks are set back, too
             _, excluded = self._gate.split(self._cases)
+            self._head, self._looked = head, moment
             self._until = self._gate.next_change(moment)
             self._found = frozenset(one.case_id for one in excluded)
         if step is not None and self._found != self._out:
