@@ -147,7 +147,7 @@ def test_too_few_patients_are_refused(tmp_path):
 @pytest.mark.slow
 def test_the_whole_road(tmp_path, monkeypatch):
     monkeypatch.setenv("QINJING_EVIDENCE_KEY", str(tmp_path / "key.pem"))
-    result = run_demo(None, tmp_path / "demo", 240.0, cases=15)
+    result = run_demo(None, tmp_path / "demo", 240, cases=15)
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert result["report"] == str((tmp_path / "demo" / "report.html").resolve())
     assert result["refused"] == [] and result["unseen_cases"] == 3
