@@ -344,6 +344,22 @@ def test_an_update_goes_into_one_sum_of_enough_sites(dataset: Path, tmp_path: Pa
         sums.stage(Message("advertise", told, {"sum": {"bytes": as_tensor(b"x")}}))
 
 
+def test_a_given_plan_is_kept_to_and_may_lay_channels_last(
+    undisturbed: Path, dataset: Path, tmp_path: Path
+) -> None:
+    plan = read_json(undisturbed / "run" / "plan.json")
+    assert plan["execution"]["channels_last"] is False
+    plan["execution"]["channels_last"] = True
+    write_json(tmp_path / "run" / "plan.json", plan)
+    write_json(tmp_path / "run" / "fingerprint.json", {})
+    sites = sites_of(dataset, tmp_path / "sites", Policy(minimum_cases=1))
+    door = InProcess({name: site.answer for name, site in sites.items()})
+    result = federate(config_for(tmp_path / "run", measurements=3), door)
+    assert result["refused"] == {} and "dice" in result["sites"]["east"]
+    for name, value in weights(undisturbed / "run").items():  # another order of sums, no other way
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=0, atol=2e-2)
+
+
 def test_too_few_answers_stop_the_round_and_nothing_is_lost(dataset: Path, tmp_path: Path) -> None:
     sites = sites_of(dataset, tmp_path / "sites")
 

@@ -290,8 +290,9 @@ class Site:
         """Mean Dice on the cases that this site holds out, before it learns."""
         fresh = {n: v.clone() for n, v in task.net.state_dict().items()}
         task.net.load_state_dict(weights)
+        net = task.plan.execution.place(task.net).eval()  # what is placed there can learn after
         with torch.inference_mode():
-            score = task.validate(task.plan.execution.place(task.net).eval())["score"]
+            score = task.validate(net)["score"]
         task.net.load_state_dict(fresh)
         return score
 
