@@ -11,14 +11,16 @@ import torch
 from tests.tasks.test_train import write_case
 
 from qinjing import evidence
-from qinjing.config import read_json, write_json
+from qinjing.config import read_config, read_json, write_json
 from qinjing.data.case import Case
+from qinjing.data.consent import affected
 from qinjing.data.layouts import open_dataset
 from qinjing.data.splits import make_shards, read_splits, write_splits
 from qinjing.engine.checkpoint import load_tensors
-from qinjing.engine.plan import make_plan, with_steps
+from qinjing.engine.plan import Plan, Transfer, make_plan, with_steps
 from qinjing.errors import ConfigError
 from qinjing.tasks import train as training
+from qinjing.tasks import unlearn as unlearning
 from qinjing.tasks.planning import measure
 from qinjing.tasks.predict import predict_folder
 from qinjing.tasks.train import TrainConfig, train
@@ -130,3 +132,61 @@ def test_what_was_only_measured_on_is_forgotten_without_training(
     assert case not in cases and cases
     assert not (mine / "fold_0" / "validation" / f"{case}.nii.gz").exists()
     assert not evidence.verify(mine).faults
+
+
+def test_what_is_measured_on_is_unlearnt_too_where_its_score_may_end_a_training(
+    config: TrainConfig, dataset: Path, tmp_path: Path
+) -> None:
+    ids = [case.case_id for case in open_dataset(dataset).cases]
+    splits = [
+        {"train": ids[:3], "val": ids[6:8]},
+        {"train": ids[3:6], "val": ids[8:]},
+    ]
+    plan = with_steps(read_config(config.plan, Plan), 10, None, 10)  # type: ignore[arg-type]
+    write_json(tmp_path / "plan.json", replace(plan, fit=replace(plan.fit, patience=1)))
+
+    def trained(name: str, splits: list[dict[str, list[str]]]) -> Path:
+        write_json(tmp_path / f"{name}.json", splits)
+        given = {"plan": tmp_path / "plan.json", "splits": tmp_path / f"{name}.json"}
+        train(replace(config, output=tmp_path / name, **given))  # type: ignore[arg-type]
+        return tmp_path / name
+
+    mine = trained("run", splits)
+    outcome = unlearn(UnlearnConfig(mine, ids[6]))
+    assert (outcome["retrained"], outcome["measured"]) == ([0], [0])
+    never = trained("never", [{**splits[0], "val": [ids[7]]}, splits[1]])
+    for fold in ("fold_0", "fold_1"):
+        for name, value in weights(never / fold).items():
+            assert torch.equal(value, weights(mine / fold)[name])
+    measured = [one["case_id"] for one in read_json(mine / "fold_0" / "metrics.json")["cases"]]
+    assert measured == [ids[7]]
+
+
+def test_what_began_from_a_fold_that_learnt_from_the_case_is_not_said_to_forget_it(
+    run: Path, tmp_path: Path
+) -> None:
+    before, mine = tmp_path / "before", tmp_path / "run"
+    for copy in (before, mine):
+        shutil.copytree(run, copy)
+    plan = read_config(mine / "plan.json", Plan)
+    write_json(mine / "plan.json", replace(plan, transfer=Transfer(str(before / "fold_1"), "full")))
+    splits = read_splits(run / "splits_final.json")
+    with pytest.raises(ConfigError, match="trunk must be one that did not see the case"):
+        unlearn(UnlearnConfig(mine, splits[1]["train"][0]))
+    assert not list(tmp_path.glob(".run.unlearning.json"))
+
+
+def test_a_kill_before_anything_is_dropped_leaves_the_run_among_those_that_learnt(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    case_id = read_splits(mine / "splits_final.json")[1]["train"][0]
+
+    def killed(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unlearning, "_drop_folds", killed)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(UnlearnConfig(mine, case_id))
+    assert [one.how for one in affected(case_id, [mine])] == [("fold 1 learnt from it",)]

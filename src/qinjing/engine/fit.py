@@ -303,6 +303,11 @@ def _is_due(progress: Progress, config: FitConfig) -> bool:
     return passed[1] > passed[0] or progress.step + 1 == progress.steps
 
 
+def heeds_scores(config: FitConfig) -> bool:
+    """Whether what validations find may end the training early, and so change its weights."""
+    return config.validations * (1 - _SETTLED) + 1 >= config.patience
+
+
 def _watch_plateau(progress: Progress, score: float, config: FitConfig) -> None:
     """Cool down at once where the score has stopped rising."""
     progress.score = score

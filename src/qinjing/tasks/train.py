@@ -113,9 +113,10 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     if plan.transfer:
         _warn_of_seen(Path(plan.transfer.trunk), opened.name, [splits[k] for k in folds], tell)
     torch.set_num_threads(plan.threads)
-    named = {i for split in splits for ids in split.values() for i in cast(list[str], ids)}
-    _prepare(config, [c for c in cases if c.case_id in named], plan, opened.ignored)
-    tell("prepared", {"cases": len(cases)})
+    named = {i for k in folds for ids in splits[k].values() for i in cast(list[str], ids)}
+    wanted = [case for case in cases if case.case_id in named]
+    _prepare(config, wanted, plan, opened.ignored)
+    tell("prepared", {"cases": len(wanted)})
     results: list[dict[str, Any]] = []
     for fold in folds:
         left = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from qinjing.config import read_config, read_json
+from qinjing.data.splits import read_splits
 from qinjing.engine.checkpoint import ModelCard, load_tensors
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
@@ -26,10 +27,19 @@ def trunk_card(trunk: Path) -> ModelCard:
 
 
 def seen_by(trunk: Path, dataset: str) -> set[str]:
-    """Return the cases of a data set, by its name, whose images a trunk was pre-trained on."""
-    path = trunk / "trunk.json"
-    saw = read_json(path)["saw"] if path.is_file() else []
-    return {i for one in saw if one["dataset"] == dataset for i in one["cases"]}
+    """Return the cases of a data set, by its name, that a trunk or a run's fold learnt from."""
+    path, run = trunk / "trunk.json", trunk.parent
+    if path.is_file():
+        saw = read_json(path)["saw"]
+        return {i for one in saw if one["dataset"] == dataset for i in one["cases"]}
+    if not (run / "run.json").is_file():
+        return set()
+    own: set[str] = set()
+    if read_json(run / "dataset.json")["name"] == dataset:
+        split = read_splits(run / "splits_final.json")[int(trunk.name.removeprefix("fold_"))]
+        own = {*split["train"], *split.get("unlabelled", ())}
+    before = read_config(run / "plan.json", Plan).transfer
+    return own | seen_by(Path(before.trunk), dataset) if before else own
 
 
 def with_trunk(model: ModelCard, trunk: Path) -> ModelCard:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qinjing.config import from_json, read_config, read_json, write_json
 from qinjing.data.splits import Split, read_splits, write_splits
+from qinjing.engine.fit import heeds_scores
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.tasks.evaluate import pool, pool_tables
@@ -41,7 +42,8 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
 
     The result is what training without the case would have come to, bit for bit, by the same plan
     and a fixed number of steps: chance is a function of seed, fold and step alone. The plan stays,
-    of which the case's size was a part. A fold that was measured on the case forgets its figures.
+    of which the case's size and grey values were a part. A fold that was measured on the case
+    forgets its figures, and is retrained as well where they may have ended its training early.
     Killed at any moment, the same command goes on.
 
     Args:
@@ -49,7 +51,7 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
         tell: told of what `train` tells.
 
     Returns:
-        "case_id", "retrained" folds, "measured" folds that only had been measured on it,
+        "case_id", "retrained" folds, "measured" folds that had only been measured on it,
         "share" of the run's steps that were done again, "seconds".
 
     Raises:
@@ -65,10 +67,10 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
     dataset = config.dataset or Path(told["dataset"])
     work = _work(config)
     kept = [_without(split, config.case_id) for split in read_splits(run / "splits_final.json")]
-    write_splits(run / "splits_final.json", kept)
     for fold in work["measured"]:
         _forget_figures(run / f"fold_{fold}", config.case_id)
     _drop_folds(run, work)
+    write_splits(run / "splits_final.json", kept)  # which say what the folds learnt from
     shutil.rmtree(run / "cache" / config.case_id, ignore_errors=True)
     read = evidence.digested({"dataset": dataset}, without=run)
     now = {"dataset": str(dataset.resolve()), "dataset_sha256": read["dataset"].sha256}
@@ -137,8 +139,10 @@ def _affected(config: UnlearnConfig) -> dict[str, Any]:
                 f"fold {number}", "left with a case on either side", config.case_id,
                 where=config.run, advice="remove the run, and train anew",
             )  # fmt: skip
-    there = [k for k in learnt if (config.run / f"fold_{k}").exists()]
-    return {"retrained": there, "measured": measured, "dropped": [], "removed": _made_of(config)}
+    # Where a plateau of the score may end a training, what is measured on decides with.
+    decided = measured if heeds_scores(read_config(config.run / "plan.json", Plan).fit) else []
+    again = [k for k in sorted({*learnt, *decided}) if (config.run / f"fold_{k}").exists()]
+    return {"retrained": again, "measured": measured, "dropped": [], "removed": _made_of(config)}
 
 
 def _made_of(config: UnlearnConfig) -> list[str]:
