@@ -351,7 +351,6 @@ def test_a_given_plan_is_kept_to_and_may_lay_channels_last(
     assert plan["execution"]["channels_last"] is False
     plan["execution"]["channels_last"] = True
     write_json(tmp_path / "run" / "plan.json", plan)
-    write_json(tmp_path / "run" / "fingerprint.json", {})
     sites = sites_of(dataset, tmp_path / "sites", Policy(minimum_cases=1))
     door = InProcess({name: site.answer for name, site in sites.items()})
     result = federate(config_for(tmp_path / "run", measurements=3), door)

@@ -226,6 +226,7 @@ class Coordinator:
         }
         write_json(output / "result.json", result)
         paths = [output / name for name in (*made, "fold_0")]
+        paths = [path for path in paths if path.exists()]  # a given plan has no fingerprint
         evidence.append(output, "federate", {}, paths, asdict(self.config))
         return {"output": str(output), **result}
 
