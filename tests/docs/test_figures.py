@@ -89,3 +89,23 @@ def test_predict_ct() -> None:
     assert f"{100 * measured['labels_equal']:.4f} % of labels equal" in said
     assert measured["shape"] == [300, 512, 512] and f"{measured['classes']} classes" in said
     assert f"{measured['cores']} CPU cores" in said
+
+
+def test_consent() -> None:
+    said = (PROJECT / "docs" / "howto" / "consent.md").read_text(encoding="utf-8")
+    said = " ".join(said.split())
+    store, cost = result("consent"), result("unlearn_cost")
+    assert f"{store['patients']:,} patients and {store['changes']:,} changes" in said
+    assert f"{100 * store['training']['share']['cpu']:.2f} % of the CPU time" in said
+    assert f"two epochs of {store['training']['cases']} cases" in said
+    assert (
+        store["met"] and store["training"]["epochs"] == 2 and store["training"]["withdrawals"] == 1
+    )
+    assert store["store"]["wrong"] == 0 and sum(store["store"]["answers"].values()) > 1000
+    ratio, quality = cost["ratio"], cost["quality"]
+    assert f"{ratio['steps']:.3f} of the steps and {ratio['cpu_s']:.2f} of the CPU" in said
+    assert cost["met"] and cost["same_bits"] == "8 of 8 shards"
+    assert f"Eight shards of {cost['cases'] - quality['held_out_cases']} hippocampi" in said
+    assert f"With {cost['steps_a_shard']} steps each" in said
+    assert f"(Dice {quality['shards_averaged']:.2f})" in said
+    assert f"all {quality['steps_in_all']} reached {quality['one_network']:.2f}" in said
