@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,18 @@ from qinjing.tasks.planning import silent, sound_cases
 from qinjing.tasks.predict import Segmenter, segment_cases
 
 PROJECT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "qinjing", "federate")
 
 
 class Process:
     """A command of its own process, whose lines and their times are kept."""
 
-    def __init__(self, words: list[str], log: Path) -> None:
+    def __init__(self, words: list[str], log: Path, before: Sequence[str] = COMMAND) -> None:
         self.began = time.monotonic()
         self.lines: list[tuple[float, str]] = []
         self.heard = threading.Condition()
-        command = [sys.executable, "-m", "qinjing", "federate", *words]
         self.process = subprocess.Popen(
-            command, text=True, stdin=subprocess.DEVNULL, stdout=log.open("a"),
+            [*before, *words], text=True, stdin=subprocess.DEVNULL, stdout=log.open("a"),
             stderr=subprocess.PIPE,
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -88,10 +89,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_papers(folder: Path, options: argparse.Namespace, splits: dict[str, Any]) -> float:
+def make_papers(
+    folder: Path, options: argparse.Namespace, splits: dict[str, Any],
+    host: str = "localhost", port: int | None = None,
+) -> float:  # fmt: skip
     """Everything from the root certificate to the sites' own; seconds of all."""
     began = time.monotonic()
-    papers.provision(folder / "p", "benchmark", "localhost", free_port())
+    papers.provision(folder / "p", "benchmark", host, port or free_port())
     write_json(folder / "policy.json", {"minimum_cases": 1})
     asked = []
     for site, split in splits.items():
