@@ -11,7 +11,8 @@ from typing import Any
 # How long a thread of GNU OpenMP spins for the others before it gives its core back, read when
 # torch is loaded. Its own 300,000 turns steal the core from the thread that is waited for wherever
 # something else runs: a training step then took ten times as long, with these twice.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __all__ = [
     "Case",

@@ -344,6 +344,88 @@ def test_an_update_goes_into_one_sum_of_enough_sites(dataset: Path, tmp_path: Pa
         sums.stage(Message("advertise", told, {"sum": {"bytes": as_tensor(b"x")}}))
 
 
+def test_an_update_with_a_share_of_noise_does_not_leave_in_the_open(
+    dataset: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    noisy = config_for(tmp_path / "run", rounds=1, clip_norm=1.0, noise=2.0)
+    replayed: dict[str, Message] = {}
+
+    class Replaying(InProcess):
+        """Asks for the same round's update once more, as if there were no sums."""
+
+        def ask(self, requests: Any, deadline_s: float) -> Iterator[tuple[str, bytes]]:
+            yield from super().ask(requests, deadline_s)
+            for site, request in requests.items():
+                message = Message.unpack(request)
+                if message.verb == "learn":
+                    fields = {k: v for k, v in message.fields.items() if not k.startswith("sum_")}
+                    tensors = {k: v for k, v in message.tensors.items() if k != "sum"}
+                    again = Message("learn", fields, tensors).pack()
+                    replayed[site] = Message.unpack(self._answer[site](again))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate_room, "InProcess", Replaying)
+        simulate(SimulationConfig(dataset, noisy, 4, secure=False, beside=False))
+        assert {m.verb for m in replayed.values()} == {"learn"}  # what was open stays so
+        replayed.clear()
+        hidden = replace(noisy, output=tmp_path / "hidden")
+        config = SimulationConfig(dataset, hidden, 4, secure=True, beside=False)
+        # A site that takes part in sums and does not insist on them.
+        patch.setattr(simulate_room, "Policy", lambda **r: Policy(**r | {"secure_sums": False}))
+        simulate(config)
+    assert len(replayed) == 4
+    assert all(
+        not m.tensors and "as it was before" in m.fields["reason"] for m in replayed.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields"),
+    [
+        ("prepare", {"compute": None}),
+        ("prepare", {"compute": "all"}),
+        ("measure", {"score": 0.5}),
+        ("learn", {"cases": 3, "step_s": None}),
+        ("describe", {}),
+        ("describe", {"sketch": [1]}),
+    ],
+)
+def test_a_malformed_answer_is_refused_and_named(
+    verb: str, fields: dict[str, Any], dataset: Path, tmp_path: Path
+) -> None:
+    sites = sites_of(dataset, tmp_path / "sites")
+
+    def odd(request: bytes) -> bytes:
+        mine = Message(verb, fields).pack()
+        return mine if Message.unpack(request).verb == verb else sites["east"].answer(request)
+
+    door = InProcess({n: odd if n == "east" else s.answer for n, s in sites.items()})
+    config = config_for(tmp_path / "run", rounds=1, keep="best")
+    result = federate(config, door)
+    assert "must be" in result["refused"]["east"]
+    assert "north" in result["sites"]
+
+
+def test_beside_a_privacy_account_no_score_leaves(dataset: Path, tmp_path: Path) -> None:
+    policy = Policy(minimum_cases=1, maximum_epsilon=5.0)
+    (site, *_) = sites_of(dataset, tmp_path / "sites", policy).values()
+    assert not site._may_tell_of([1, 2, 3])
+    assert sites_of(dataset, tmp_path / "open", Policy(minimum_cases=1))["east"]._may_tell_of([1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"clip_norm": 0.0}, {"clip_norm": 1.0, "noise": 0.1}, {"clip_norm": 1.0, "noise": 2e3}],
+)
+def test_privacy_that_cannot_be_kept_account_of_is_refused_before_anything_starts(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"clip_norm|noise"):
+        config_for(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_given_plan_is_kept_to_and_may_lay_channels_last(
     undisturbed: Path, dataset: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ from qinjing.federate.doors import InProcess
 from qinjing.federate.federation import SearchConfig
 from qinjing.federate.message import Message
 from qinjing.federate.policy import Policy, RefusedError
-from qinjing.federate.search import chosen, envelope, space
+from qinjing.federate.search import Searching, chosen, envelope, space
 from qinjing.federate.simulate import SimulationConfig, simulate
 from qinjing.federate.site import Site
 from qinjing.federate.slices import sliced
@@ -400,3 +400,26 @@ def test_where_no_site_may_tell_the_search_stops_and_says_why(
     config = config_for(tmp_path / "run", rounds=1, steps=1, search=SEARCH)
     with pytest.raises(QinjingError, match="no site has as many as its policy asks for"):
         federate(config, door)
+
+
+def test_sites_that_share_an_envelope_rank_what_each_affords(
+    searched: tuple[Path, Any], tmp_path: Path
+) -> None:
+    plan = read_config(searched[0] / "run" / "supernet.json", Plan)
+    packed: dict[str, dict[str, Any]] = {}
+
+    def ask(verb: str, fields: Any, states: Any, own: Any) -> dict[str, Message]:
+        made: dict[int, Any] = {}  # as the coordinator packs: once for one state
+        for site, state in states.items():
+            packed[site] = made.setdefault(id(state), own[site])
+        return {}
+
+    search = Searching(config_for(tmp_path, search=SearchConfig()), plan, ask)
+    some = search.space
+    k = next(k for k in range(1, len(some)) if envelope(some[:k]) == envelope(some[: k + 1]))
+    whole = search.costs[-1]
+    search.affords = {"poor": search.costs[k - 1] / whole, "rich": search.costs[k] / whole}
+    weights_now = built(search.net.card(search.net.largest)).state_dict()
+    search.send("rank", {}, {"weights": weights_now}, 0, ["poor", "rich"])
+    assert packed["poor"]["envelope"] == packed["rich"]["envelope"]
+    assert [len(packed[site]["architectures"]) for site in ("poor", "rich")] == [k, k + 1]

@@ -139,7 +139,7 @@ class FederateSimulate(Command):
         """Train together, then each alone and all pooled, and compare."""
         from qinjing import evidence
         from qinjing.cli.watch import watch
-        from qinjing.federate.federation import FederationConfig, SearchConfig
+        from qinjing.federate.federation import FederationConfig
         from qinjing.federate.simulate import SimulationConfig, simulate
         from qinjing.report.compare import compare_files
 
@@ -156,7 +156,7 @@ class FederateSimulate(Command):
             clip_norm=self.clip_norm,
             noise=self.noise,
             secure_bound=self.secure_bound,
-            search=SearchConfig(per_site=self.per_site) if self.search else None,
+            search=search_config(self.search, self.per_site),
         )
         config = SimulationConfig(
             self.dataset,
@@ -207,6 +207,20 @@ class FederateSimulate(Command):
     def after_stop(self) -> str:
         """How to go on after Ctrl-C."""
         return f"what is trained in {self.output} is kept: give the same command again"
+
+
+def search_config(wanted: bool, per_site: bool) -> Any:
+    """Return what to search for, or None.
+
+    Raises:
+        ConfigError: --per-site without --search.
+    """
+    from qinjing.errors import ConfigError
+    from qinjing.federate.federation import SearchConfig
+
+    if per_site and not wanted:
+        raise ConfigError("--per-site", "given with --search", "alone")
+    return SearchConfig(per_site=per_site) if wanted else None
 
 
 def searched(found: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least
-from qinjing.cli.federate import FederateSimulate, searched
+from qinjing.cli.federate import FederateSimulate, search_config, searched
 from qinjing.cli.record import DATASET, output_argument
 
 _LEAVE_S, _STOPPED = 10.0, 130
@@ -207,7 +207,7 @@ class FederateCoordinate(Command):
         """Wait for the sites, lead them through the rounds."""
         from qinjing.cli.watch import watch
         from qinjing.federate.coordinator import federate
-        from qinjing.federate.federation import FederationConfig, SearchConfig
+        from qinjing.federate.federation import FederationConfig
         from qinjing.federate.flare.door import hosted
 
         config = FederationConfig(
@@ -225,7 +225,7 @@ class FederateCoordinate(Command):
             noise=self.noise,
             secure_bound=self.secure_bound,
             deadline_s=self.deadline_s,
-            search=SearchConfig(per_site=self.per_site) if self.search else None,
+            search=search_config(self.search, self.per_site),
         )
         with watch() as tell, hosted(self.provisioned) as door:
             door.wait_for(self.sites, self.deadline_s)

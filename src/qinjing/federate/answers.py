@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
+from qinjing.config import from_json
 from qinjing.errors import ConfigError
 from qinjing.federate.message import Message, Tensors
+from qinjing.federate.pooling import Sketch
 
 _MOST_CASES = 100_000  # a lie about them outweighs every other site
 _NUMBERS = (
@@ -21,15 +24,19 @@ _NUMBERS = (
 
 
 def check_numbers(answer: Message) -> None:
-    """Refuse numbers that are none, or out of any range.
+    """Refuse numbers that are none, or out of any range; only a loss may be withheld as null.
 
     Raises:
         ConfigError: naming one.
     """
     for name, low, high in _NUMBERS:
-        value = answer.fields.get(name)
-        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+        if name not in answer.fields or (name == "loss" and answer.fields[name] is None):
+            continue
+        value = answer.fields[name]
+        if not isinstance(value, int | float) or not low <= value <= high:
             raise ConfigError(f"{name} of an answer", f"from {low:g} to {high:g}", value)
+    if "score" in answer.fields and "measured" not in answer.fields:
+        raise ConfigError("score of an answer", "told with how many cases it is of", "without")
 
 
 def check_update(answer: Message, tensors: Tensors, sent: Mapping[str, Sequence[int]]) -> None:
@@ -54,3 +61,12 @@ def check_update(answer: Message, tensors: Tensors, sent: Mapping[str, Sequence[
             raise ConfigError(f"shape of {name}", str(tuple(sent[name])), tuple(value.shape))
         if not torch.isfinite(value).all():
             raise ConfigError(f"values of {name}", "finite", "others")
+
+
+def sketched(answer: Message, site: str) -> Sketch:
+    """Return what a site tells of its scans.
+
+    Raises:
+        ConfigError: it is no sketch.
+    """
+    return cast(Sketch, from_json(answer.fields.get("sketch"), Sketch, where=site))

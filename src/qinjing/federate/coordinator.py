@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from qinjing import evidence, registry
-from qinjing.config import from_json, plain, read_config, read_json, write_json
+from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.engine.checkpoint import load_tensors, save_model, save_tensors
 from qinjing.engine.log import EventLog
 from qinjing.engine.plan import Plan
 from qinjing.errors import InputError, QinjingError
-from qinjing.federate.answers import check_numbers, check_update
+from qinjing.federate.answers import check_numbers, check_update, sketched
 from qinjing.federate.doors import Door
 from qinjing.federate.federation import FederationConfig, claimed
 from qinjing.federate.guarded import SecureRound
 from qinjing.federate.message import Message, Tensors, as_tensor
-from qinjing.federate.pooling import Sketch, plan_together
+from qinjing.federate.pooling import plan_together
 from qinjing.federate.robust import AGGREGATORS
 from qinjing.federate.search import Searching
 from qinjing.federate.strategies import State, Update, read_strategy
@@ -332,6 +332,8 @@ class Coordinator:
             InputError: saying why.
         """
         check_numbers(answer)
+        if answer.verb == "describe":
+            sketched(answer, site)
         if self.search:
             self.search.check(site, answer)
         if answer.verb != "learn" or self.secure:
@@ -362,10 +364,7 @@ class Coordinator:
             raise QinjingError(
                 f"{self.config.least_sites} sites must join, {len(answers)} do; {why}"
             )
-        told = {
-            site: from_json(answer.fields["sketch"], Sketch, where=site)
-            for site, answer in answers.items()
-        }
+        told = {site: sketched(answer, site) for site, answer in answers.items()}
         return plan_together(self.config, told, path)
 
     def _restore(self) -> State:

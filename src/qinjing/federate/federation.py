@@ -9,6 +9,9 @@ from typing import Any
 
 from qinjing.config import plain, read_json, write_json
 from qinjing.errors import ConfigError
+from qinjing.federate.privacy import LEAST_NOISE, MOST_NOISE
+from qinjing.federate.slices import MOST
+from qinjing.federate.supernet import SLICED
 
 SEARCHING = ("fedavg", "fedprox")  # strategies that keep nothing at a site which has a shape
 
@@ -106,6 +109,14 @@ class FederationConfig:
             raise ConfigError("share of sites", "above 0 and at most 1", self.share)
         if self.noise and self.clip_norm is None:
             raise ConfigError("noise", "given with clip_norm", self.noise)
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError("clip_norm", "above 0", self.clip_norm)
+        if self.noise and not LEAST_NOISE <= self.noise <= MOST_NOISE:
+            raise ConfigError("noise", f"0, or {LEAST_NOISE} to {MOST_NOISE:g}", self.noise)
+        if self.search and self.net not in SLICED:
+            raise ConfigError("net of a search", f"one of {', '.join(SLICED)}", self.net)
+        if self.search and self.search.candidates > MOST:
+            raise ConfigError("candidates", f"{MOST} at most", self.search.candidates)
         if self.identities is not None and self.combine != "mean":
             raise ConfigError(
                 "combine", "mean with secure sums, which show no update", self.combine

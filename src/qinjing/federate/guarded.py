@@ -109,7 +109,10 @@ class Sums:
         return found
 
     def once(self, message: Message, path: Path) -> None:
-        """Let an update into one sum only: the difference of two sums would show it.
+        """Let an update into one sum of a training: the difference of two sums would show it.
+
+        A second training of the same weights with other sites makes an update that is much like it:
+        against that stand noise, and the site's own eyes.
 
         Args:
             message: asks for the round's update.

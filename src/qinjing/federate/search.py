@@ -63,7 +63,8 @@ class Searching:
         self, verb: str, fields: Mapping[str, Any], state: State, number: int, sites: Sequence[str]
     ) -> dict[str, Message]:
         """Ask sites, each with its own slice of the state."""
-        cut: dict[Architecture, State] = {}  # one object for all who get the same, packed once
+        # One object for all who get the same, fields too: it is packed once.
+        cut: dict[tuple[Architecture, tuple[int, ...]], State] = {}
         states, told = {}, {}
         for site in sites:
             within = self._within(site) or [0]  # who affords none says so itself
@@ -74,9 +75,10 @@ class Searching:
             else:
                 one = self.asked[site] = self.space[self._for(site, number, within)]
                 told[site] = {"architecture": plain(one)}
-            if one not in cut:
-                cut[one] = {group: self.net.cut(own, one) for group, own in state.items()}
-            states[site] = cut[one]
+            key = one, tuple(within) if verb == "rank" else ()
+            if key not in cut:
+                cut[key] = {group: self.net.cut(own, one) for group, own in state.items()}
+            states[site] = cut[key]
         return self._ask(verb, fields, states, told)
 
     def mean_of(self, sites: Sequence[str]) -> Combine:
@@ -122,18 +124,23 @@ class Searching:
             spent: tells what it has cost until then, to be kept beside the result.
 
         Raises:
-            QinjingError: no site may tell how good they are.
+            QinjingError: too few sites answer, or none may tell how good they are.
         """
         if number < self.config.searching or self._path.exists():
             return
         began = time.monotonic()
         answers = rank()
         ranking = round(time.monotonic() - began, 2)
+        if len(answers) < self.config.least_sites:
+            raise QinjingError(
+                f"{self.config.least_sites} sites must rank the architectures, {len(answers)} do; "
+                "see to the sites, then repeat the command: it goes on from here"
+            )
         rounds = [e for e in read_events(self.config.output / "log.jsonl") if e["kind"] == "round"]
         rows = self._rows(answers, rounds)
         common = set(range(len(rows)))
-        for site in answers:
-            common &= set(self._within(site))
+        for site in {*answers, *self.affords}:
+            common &= set(self._within(site)) or common  # who affords none keeps none from others
         best = chosen(rows, common, "dice", self.search.tolerance)
         sites = dict.fromkeys(answers, best)
         if self.search.per_site:
@@ -165,7 +172,8 @@ class Searching:
         """
         if number >= self.config.searching:
             told = read_json(self._path)
-            return int(told["sites"].get(site, told["chosen"]))
+            one = int(told["sites"].get(site, told["chosen"]))
+            return one if one in within else within[-1]  # who came late may afford less
         key = int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "little")
         turn = (number + key) % 3  # the sandwich rule, arXiv:1903.05134
         drawn = np.random.default_rng((self.config.seed, 11, number, key)).choice(within)

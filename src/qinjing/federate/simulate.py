@@ -62,6 +62,10 @@ class SimulationConfig:
     def __post_init__(self) -> None:
         if self.sites is not None and self.sites < 2:
             raise ConfigError("sites", "2 or more", self.sites)
+        if not all(0 < share <= 1 for share in self.compute):
+            raise ConfigError("compute", "shares above 0 and at most 1", self.compute)
+        if self.compute and not self.federation.search:
+            raise ConfigError("compute", "left out without a search", self.compute)
         if self.liars and (self.secure or self.federation.codec):
             raise ConfigError("liars", "left out with secure sums or a codec", self.liars)
         if not 0 <= self.failing < 1 or self.liars < 0 or self.spread < 0:

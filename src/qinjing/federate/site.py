@@ -41,19 +41,19 @@ from qinjing.federate.secure_sum import SecureSumError
 from qinjing.federate.slices import ranked, remembered, sliced
 from qinjing.federate.strategies import State, Work, read_strategy
 from qinjing.federate.travel import (
-    after,
     flat,
     grouped,
     packed,
     part,
     prefixed,
-    shapes_of,
-    unpacked,
+    received_of,
 )
 from qinjing.tasks.consented import Admitted, admitted, keeper
 from qinjing.tasks.planning import default_splits, measure, silent, sound_cases
 from qinjing.tasks.segment import SegmentTask
 
+# In a training: scores of many made-up weights would tell of cases, and a record has one end.
+_ONCE = ("rank", "finish")
 _SHOWN = ("measured", "score", "epsilon", "delta")  # beside a sum
 
 
@@ -98,7 +98,14 @@ class Site:
             reason = f"request must be one of {', '.join(verbs)}, got {message.verb}"
         if reason is None:
             try:
-                return verbs[message.verb](message).pack()
+                kept = self._rounds / f"{message.verb}.safetensors"
+                if message.verb in _ONCE and kept.exists():
+                    return kept.read_bytes()
+                reply = verbs[message.verb](message)
+                if message.verb in _ONCE and reply.verb == message.verb:
+                    with atomic_path(kept) as temporary:
+                        temporary.write_bytes(reply.pack())
+                return reply.pack()
             except (RefusedError, SecureSumError) as error:
                 reason = str(error)
             except InputError as error:  # its words may name a file or a case, which stay here
@@ -169,7 +176,12 @@ class Site:
         number = int(message.fields["round"])
         kept_answer = self._rounds / f"answer_{number}.safetensors"
         tensors, known = self._state()
+        hidden = bool(message.fields.get("sum_round"))
         if known.get("round") == number and kept_answer.exists():
+            if known.get("hidden") != hidden:  # its noise is what a sum wants, or what it does not
+                raise RefusedError(
+                    "update of this round", "asked for as it was before", "otherwise"
+                )
             return Message.unpack(kept_answer.read_bytes())
         plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
@@ -178,7 +190,7 @@ class Site:
             raise RefusedError("cases to learn from", f"{least} at least", len(task.train))
         if self._opened:  # who allowed it again since the plan came is learnt from, too
             note_seen(self._rounds, self._opened[0].name, (c.case_id for c in task.train))
-        received = self._received(message, net)
+        received = received_of(message, self._rounds, net)
         if received is None:
             return Message("behind", {})
         kept = grouped(part(tensors, "kept/"))
@@ -200,14 +212,14 @@ class Site:
         fields |= protection
         lost = ErrorFeedback(part(tensors, "lost/"))
         codec = message.fields.get("codec")
-        if codec and not message.fields.get("sum_round"):  # a sum has bits of its own
+        if codec and not hidden:  # a sum has bits of its own
             sent = packed(flat(sent), codec, lost, seed=number)
         answer = Message("learn", fields, sent)
         with atomic_path(kept_answer) as temporary:
             temporary.write_bytes(answer.pack())
         state = {**rounds.memory(), **prefixed("kept/", flat(work.kept))}
         state |= prefixed("lost/", lost.lost)
-        stands = {"round": number, "architecture": asked}
+        stands = {"round": number, "architecture": asked, "hidden": hidden}
         save_tensors(self._rounds / "state.safetensors", state, stands)
         for old in self._rounds.glob("answer_*.safetensors"):
             if old != kept_answer:
@@ -230,9 +242,9 @@ class Site:
             return sent, {}
         told: dict[str, Any] = {"cases": 1}  # of equal weight: a weight by cases would tell its own
         if noise:
-            spending = Spending(self._training, noise, 1.0, 1)
             account = {"unit": "site", "delta": self.config.policy.delta}
             try:
+                spending = Spending(self._training, noise, 1.0, 1)
                 ledger = spend(self.config.folder / "privacy.json", spending, most, **account)
             except ConfigError as error:
                 raise RefusedError("noise", f"within the site's account: {error}") from None
@@ -246,7 +258,7 @@ class Site:
         """Dice on the cases that this site holds out, of the model that it would predict with."""
         plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         task = self._task(plan, message)
-        received = self._received(message, task.net.state_dict())
+        received = received_of(message, self._rounds, task.net.state_dict())
         if received is None:
             return Message("behind", {})
         if not self._may_tell_of(task.validation):
@@ -267,25 +279,6 @@ class Site:
         scores = ranked(self._plan(), message, self.config.policy.compute, score)
         return Message("rank", {"measured": len(held_out), "scores": scores})
 
-    def _received(self, message: Message, net: Tensors) -> State | None:
-        """What the coordinator sent, whole or made from what is held here; None where it cannot."""
-        if not message.fields.get("codec"):
-            return dict(message.tensors)
-        path, number = self._rounds / "held.safetensors", int(message.fields["number"])
-        held, known = load_tensors(path) if path.exists() else ({}, {"number": -2})
-        if known["number"] == number:  # it was here before a kill
-            return grouped(held)
-        base = message.fields.get("base")
-        if base is None:
-            held = flat(message.tensors)
-        else:
-            if base >= 0 and known["number"] != base:
-                return None
-            change = unpacked(message.tensors, shapes_of(message.fields["names"], net))
-            held = after(held if base >= 0 else {}, change)
-        save_tensors(path, held, {"number": number})
-        return grouped(held)
-
     def _score(self, task: SegmentTask, weights: Tensors) -> float:
         """Mean Dice on the cases that this site holds out, before it learns."""
         fresh = {n: v.clone() for n, v in task.net.state_dict().items()}
@@ -298,14 +291,11 @@ class Site:
 
     def _finish(self, message: Message) -> Message:
         """Keep the model, segment the held-out scans as a user would, measure, leave evidence."""
-        finished = self._rounds / "finished.safetensors"
-        if finished.exists():  # and in the record, once
-            return Message.unpack(finished.read_bytes())
         plan, strategy = self._plan(message), read_strategy(message.fields["strategy"])
         behind, cases, split = self._open(message.fields["purpose"])
         run = self.config.folder / "model"
         read = evidence.digested({"dataset": self.config.dataset}, without=self.config.folder)
-        received = self._received(message, plan.model.build().state_dict())
+        received = received_of(message, self._rounds, plan.model.build().state_dict())
         if received is None:
             return Message("behind", {})
         weights = strategy.serves(received, grouped(part(self._state()[0], "kept/")))
@@ -321,14 +311,12 @@ class Site:
         told = {name: message.fields[name] for name in ("purpose", "code", "strategy")}
         evidence.append(self.config.folder, "federate", read, made, told, basis=behind.basis)
         record = (self.config.folder / "evidence.jsonl").read_bytes().splitlines()[-1]
-        reply = Message("finish", {**answer, "record": hashlib.sha256(record).hexdigest()})
-        with atomic_path(finished) as temporary:
-            temporary.write_bytes(reply.pack())
-        return reply
+        return Message("finish", {**answer, "record": hashlib.sha256(record).hexdigest()})
 
     def _may_tell_of(self, cases: Sequence[object]) -> bool:
-        """Whether a mean over these cases may leave: over few it would tell of one."""
-        return len(cases) >= self.config.policy.minimum_cases
+        """Whether a mean over these cases may leave: not of few, nor beside a privacy account."""
+        policy = self.config.policy
+        return policy.maximum_epsilon is None and len(cases) >= policy.minimum_cases
 
     @property
     def _rounds(self) -> Path:

@@ -12,6 +12,8 @@ from qinjing.federate.message import Message, Tensors
 from qinjing.federate.policy import RefusedError
 from qinjing.federate.supernet import Architecture, Supernet
 
+MOST = 64  # that a site ranks
+
 
 def sliced(plan: Plan, content: object, share: float) -> Plan:
     """Return the plan of the architecture that a message asks for.
@@ -43,8 +45,10 @@ def ranked(
 
     Raises:
         ConfigError: one is no slice of the plan's network.
-        RefusedError: one costs more than the site takes on.
+        RefusedError: one costs more than the site takes on, or they are too many.
     """
+    if len(message.fields["architectures"]) > MOST:
+        raise RefusedError("architectures", f"{MOST} at most", len(message.fields["architectures"]))
     net = Supernet(plan.model)
     whole = net.spread(message.tensors["weights"], _read(message.fields["envelope"]))
     wanted = map(_read, message.fields["architectures"])

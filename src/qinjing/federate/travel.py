@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
+from qinjing.engine.checkpoint import load_tensors, save_tensors
 from qinjing.errors import FormatError
 from qinjing.federate.compression import ErrorFeedback, compress, decompress
-from qinjing.federate.message import Tensors, as_bytes, as_tensor
+from qinjing.federate.message import Message, Tensors, as_bytes, as_tensor
 from qinjing.federate.strategies import State
 
 Names = dict[str, str | list[str]]
@@ -124,3 +126,29 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Return what `part` is given."""
     return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def received_of(message: Message, folder: Path, net: Mapping[str, Tensor]) -> State | None:
+    """Return what a coordinator sent, whole or made from what is held; None where it cannot be.
+
+    Args:
+        message: as it came.
+        folder: of the training, where what is held lies.
+        net: name → tensor of the network, for shapes.
+    """
+    if not message.fields.get("codec"):
+        return dict(message.tensors)
+    path, number = folder / "held.safetensors", int(message.fields["number"])
+    held, known = load_tensors(path) if path.exists() else ({}, {"number": -2})
+    if known["number"] == number:  # it was here before a kill
+        return grouped(held)
+    base = message.fields.get("base")
+    if base is None:
+        held = flat(message.tensors)
+    else:
+        if base >= 0 and known["number"] != base:
+            return None
+        change = unpacked(message.tensors, shapes_of(message.fields["names"], net))
+        held = after(held if base >= 0 else {}, change)
+    save_tensors(path, held, {"number": number})
+    return grouped(held)

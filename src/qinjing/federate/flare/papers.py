@@ -71,8 +71,8 @@ class Request:
         site: the name that it asks for.
         signing_request: PEM, made with the key that stays at the site.
         identity: public Ed25519 key for secure sums, base64; its other half stays too.
-        identity_signature: of `identity`, base64, by the key that signed the request, so that
-            nobody on the way can put a key of his own in its place.
+        identity_signature: of `identity`, base64, by the key that signed the request: the two
+            belong together. That they are this site's, only a comparison by telephone tells.
     """
 
     project: str
