@@ -35,7 +35,7 @@ SMALL_WIDTHS = (8, 16, 32, 64)
 FOLDS = 5  # one in so many is never seen
 BINS = 128
 MARKER = "demo.json"
-NAME, UNET, THRESHOLD = "Qinjing", "plain U-Net", "thresholds"
+NAME, UNET, THRESHOLD = "Qinjing", "small U-Net", "thresholds"
 
 
 def run_demo(

@@ -151,7 +151,7 @@ def test_the_whole_road(tmp_path, monkeypatch):
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert result["report"] == str((tmp_path / "demo" / "report.html").resolve())
     assert result["refused"] == [] and result["unseen_cases"] == 3
-    assert set(result["dice"]) == {"Qinjing", "plain U-Net", "thresholds"}
+    assert set(result["dice"]) == {"Qinjing", "small U-Net", "thresholds"}
     assert result["dice"]["Qinjing"] > result["dice"]["thresholds"] + 0.2
     assert read_json(tmp_path / "demo" / MARKER) == result
     checked = verify(tmp_path / "demo")
