@@ -19,9 +19,13 @@ FLAGS = (
 )  # fmt: skip
 
 
+MISSING = "the page is not tested: no Chromium here (Debian: apt install chromium)"
+
+
 def chromium() -> str | None:
     """Where the browser is, if it is."""
-    return shutil.which("chromium") or shutil.which("chromium-browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 class Browser:

@@ -28,8 +28,16 @@ from qinjing.serve.app import create_app
 from qinjing.serve.auth import Tokens
 from qinjing.serve.listen import server_of
 from qinjing.serve.settings import ServeConfig
+from tests.serve.browser import MISSING
 
 HEADERS = {"X-Qinjing": "1"}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say it where the page was not tested, though no reason of a skip is asked for."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    if any(MISSING in str(one.longrepr) for one in skipped):
+        terminalreporter.write_line(MISSING, yellow=True)
 
 
 @pytest.fixture(autouse=True)

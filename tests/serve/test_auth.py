@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from qinjing.cli import serve as cli_serve
 from qinjing.errors import ConfigError, FormatError
-from qinjing.serve.auth import Sessions, Throttle, Tokens
+from qinjing.serve.auth import ROLES, Role, Sessions, Throttle, Tokens
 from qinjing.serve.settings import ServeConfig, tokens_file
 
 
@@ -54,13 +59,13 @@ def test_a_token_opens_and_only_its_hash_is_kept(tokens: Tokens) -> None:
 
 
 def test_a_token_ends_and_can_be_taken_back(tokens: Tokens) -> None:
-    kept, text = tokens.make("admin", days=1)
+    kept, text = tokens.make("ethics", days=1)
     past = datetime.now(UTC) - timedelta(seconds=1)
     ended = replace(kept, expires=past.isoformat(timespec="seconds"))
     assert kept.holds and not ended.holds
     tokens.path.write_text(json.dumps({"made": vars(ended)}) + "\n")
     assert tokens.check(text) is None and tokens.find(kept.token_id) is None
-    kept, text = tokens.make("admin")
+    kept, text = tokens.make("ethics")
     elsewhere = Tokens(tokens.path)
     assert elsewhere.check(text)
     tokens.revoke(kept.token_id)
@@ -71,17 +76,48 @@ def test_a_token_ends_and_can_be_taken_back(tokens: Tokens) -> None:
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"made": {}}', '{"revoked": "x"}', "null"])
 def test_a_damaged_file_lets_nobody_in(tokens: Tokens, line: str) -> None:
-    _, text = tokens.make("admin")
+    _, text = tokens.make("ethics")
     with tokens.path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(FormatError, match="line 2 must be a token"):
         tokens.check(text)
 
 
+def test_a_token_that_is_written_in_part_leaves_the_file_as_it_was(
+    tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, text = tokens.make("ethics")
+    before, write = tokens.path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: len(line) // 2]))
+    with pytest.raises(ConfigError, match=r"tokens must be a file that can be written, got No sp"):
+        tokens.make("reader")
+    with pytest.raises(ConfigError, match="nothing was changed"):
+        tokens.revoke(kept.token_id)
+    monkeypatch.undo()
+    assert tokens.path.read_bytes() == before and tokens.check(text) == kept
+    assert tokens.check(tokens.make("reader")[1]) and tokens.check(text)
+
+
+def test_a_token_of_the_former_admin_is_one_of_the_ethics_office(tokens: Tokens) -> None:
+    kept, text = tokens.make("ethics")
+    written = tokens.path.read_text()
+    tokens.path.write_text(written.replace('"role": "ethics"', '"role": "admin"'))
+    assert tokens.path.read_text() != written and Tokens(tokens.path).check(text) == kept
+
+
+def test_the_roles_are_the_same_everywhere() -> None:
+    assert ROLES == get_args(Role) == cli_serve.ROLES
+    words = (resources.files("qinjing.serve") / "static" / "words.js").read_text()
+    for table in re.findall(r"\broles: \{(.*?)\}", words, re.DOTALL):
+        assert tuple(re.findall(r"(\w+): \"", table)) == ROLES
+    assert words.count("roles: {") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"role": "boss"}, "--role must be one of admin"),
+        ({"role": "boss"}, "--role must be one of ethics, reader, patient, got boss"),
+        ({"role": "admin"}, "--role must be one of ethics"),
         ({"role": "patient"}, "--patient must be given for the role patient"),
         ({"role": "ethics", "patient_id": "p"}, "for no other"),
         ({"role": "patient", "patient_id": ""}, "printable"),
@@ -125,6 +161,20 @@ def test_sessions_end_when_idle_when_old_and_when_closed() -> None:
     assert sessions.token_of(first) == "a"
     third = sessions.begin("c")
     assert [sessions.token_of(s) for s in (first, second, third)] == ["a", None, "c"]
+
+
+def test_who_comes_in_again_and_again_signs_nobody_else_out() -> None:
+    sessions = Sessions(idle_s=10, longest_s=25)
+    other = sessions.begin("other")
+    own = [sessions.begin("own") for _ in range(10)]
+    assert sessions.token_of(own[0]) == "own"  # so that the second is silent longest
+    own += [sessions.begin("own") for _ in range(1000)]
+    assert sessions.token_of(other) == "other"
+    assert [n for n, one in enumerate(own) if sessions.token_of(one)] == list(range(1000, 1010))
+    few = Sessions(idle_s=10, longest_s=25, most_each=2)
+    one, two = few.begin("own"), few.begin("own")
+    assert few.token_of(one) and few.begin("own")
+    assert few.token_of(one) and few.token_of(two) is None
 
 
 def test_guessing_is_slowed_down_by_address() -> None:

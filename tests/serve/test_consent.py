@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from qinjing.cli import consent as cli_consent
 from qinjing.config import write_json
-from qinjing.data.consent import Store
+from qinjing.data.consent import PURPOSES, Seen, Store
 from qinjing.errors import InputError
-from qinjing.serve.consent import cases_of
+from qinjing.serve.consent import Purpose
+from qinjing.serve.seen import Owners, merged
 from tests.data.conftest import drop
 from tests.data.conftest import postgresql as postgresql  # a fixture
 from tests.data.test_consent import raw, unlocked
 from tests.serve.conftest import Service, say, write_models
 from tests.tasks.test_train import write_case
+
+
+def write_run(folder: Path, dataset: str, case_id: str, trunk: Path | None = None) -> None:
+    """A run that learnt from a case of a data set."""
+    (folder / "fold_0").mkdir(parents=True)
+    write_json(folder / "run.json", {})
+    write_json(folder / "dataset.json", {"name": dataset})
+    write_json(folder / "splits_final.json", [{"train": [case_id], "val": []}])
+    if trunk is not None:
+        write_json(folder / "plan.json", {"transfer": {"trunk": str(trunk)}})
 
 
 def standing(answer: Any) -> dict[str, str]:
@@ -84,7 +99,7 @@ def test_what_cannot_be_recorded(service: Service, more: dict[str, Any], code: s
 
 
 def test_a_period_that_is_over_or_to_come(service: Service) -> None:
-    client = service.client("admin")
+    client = service.client("ethics")
     for purpose, period in (
         ("care", {"end": "2020"}), ("export", {"start": "2999"}), ("federated", {"start": ""}),
     ):  # fmt: skip
@@ -177,24 +192,92 @@ def test_models_that_saw_a_patient_are_named_without_this_machines_folders(
     assert staff.post("/api/consent/models", json={}).status_code == 422
 
 
-def test_a_data_set_tells_whose_a_case_is(make: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_data_set_tells_whose_a_case_is(
+    make: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, run = tmp_path / "scans", tmp_path / "models" / "liver"
     for number, name in enumerate(("p1_ED", "p1_ES", "p2_ED")):
         write_case(dataset, name, number)
     (dataset / "participants.tsv").write_text("participant_id\np1\n")
-    assert cases_of("p1", [dataset]) == ["p1", "p1_ED", "p1_ES"]
-    assert cases_of("p2_ED", [dataset]) == ["p2_ED"]
+    owners = Owners([dataset])
+    assert owners.cases("p1") == ["p1", "p1_ED", "p1_ES"]
+    assert owners.cases("p2_ED") == ["p2_ED"]
     # Who is called as another's case is not shown that other's models.
-    assert cases_of("p1_ED", [dataset]) == [] and cases_of("p1_ED", []) == ["p1_ED"]
+    assert owners.cases("p1_ED") == [] and Owners([]).cases("p1_ED") == ["p1_ED"]
     write_models(tmp_path / "models")
     write_json(run / "splits_final.json", [{"train": ["p1_ES", "p1_ED"], "val": []}])
+    write_json(run / "dataset.json", {"name": "scans"})
     service = make(models=(tmp_path / "models",), datasets=(dataset,))
+    # They are opened once, not whenever somebody asks.
+    monkeypatch.setattr("qinjing.serve.seen.open_dataset", None)
     for patient_id, seen in (("p1", ["models/liver"]), ("p1_ED", [])):
         client = service.client("patient", patient_id=patient_id)
         found = client.post("/api/consent/models", json={}).json()
         assert [one["model"] for one in found["models"]] == seen and found["cases"] is None
+    monkeypatch.undo()
     with pytest.raises(InputError):
         make(datasets=(tmp_path / "models",))
+
+
+def test_a_case_of_another_data_set_is_not_the_patients(
+    make: Callable[..., Service], tmp_path: Path
+) -> None:
+    for number, name in enumerate(("here", "there")):
+        write_case(tmp_path / name, "case_001", number)
+        write_run(tmp_path / "models" / name, name, "case_001")
+    (tmp_path / "here" / "participants.tsv").write_text("participant_id\ncase\n")
+    write_run(tmp_path / "models" / "elsewhere", "elsewhere", "case_001")
+    write_run(tmp_path / "models" / "own", "elsewhere", "case")
+    service = make(
+        models=(tmp_path / "models",), datasets=(tmp_path / "here", tmp_path / "there")
+    )  # fmt: skip
+    for role, patient, wanted in (
+        ("patient", "case", ["here", "own"]),
+        ("patient", "case_001", ["there"]),
+        ("ethics", "case", ["elsewhere", "here", "own"]),  # the office judges what may be
+        ("ethics", "case_001", ["elsewhere", "there"]),
+    ):
+        client = service.client(role, **({"patient_id": patient} if role == "patient" else {}))
+        found = client.post("/api/consent/models", json={"patient_id": patient}).json()["models"]
+        assert sorted(one["model"] for one in found) == [f"models/{name}" for name in wanted]
+    client = service.client("ethics")
+    found = client.post("/api/consent/models", json={"case_id": "case_001"}).json()["models"]
+    assert len(found) == 3
+
+
+def test_no_folder_of_this_machine_is_told_of_a_trunk_elsewhere(
+    make: Callable[..., Service], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    write_run(secret / "old", "scans", "p-anna")
+    write_run(tmp_path / "models" / "new", "scans", "p-bela", trunk=secret / "old" / "fold_0")
+    service = make(models=(tmp_path / "models",))
+    for role, more in (("ethics", {}), ("patient", {"patient_id": "p-anna"})):
+        answer = service.client(role, **more).post(
+            "/api/consent/models", json={"patient_id": "p-anna"}
+        )
+        assert str(tmp_path) not in answer.text and "secret" not in answer.text
+        (one,) = answer.json()["models"]
+        assert one["how"] == ["began from old/fold_0, which learnt from it"]
+
+
+def test_a_place_is_cut_at_its_beginning_alone() -> None:
+    how = "began from /b/srv/models/a, which learnt from it"
+    seen = Seen(Path("/srv/models/x/srv/models/y"), ("scans",), True, (how,), True)
+    (one,) = merged([seen], [Path("/srv/models"), Path("/srv")])
+    assert one["model"] == "models/x/srv/models/y"
+    assert one["how"] == ["began from a, which learnt from it"]
+    (one,) = merged([seen], [Path("/")])
+    assert one["model"] == "y"
+
+
+def test_the_purposes_are_the_same_everywhere() -> None:
+    assert PURPOSES == get_args(Purpose) == cli_consent.PURPOSES
+    static = resources.files("qinjing.serve") / "static"
+    (line,) = re.findall(r"const PURPOSES = (\[.*?\]);", (static / "consent.js").read_text())
+    assert tuple(json.loads(line)) == PURPOSES
+    tables = re.findall(r"purposeNames: \{(.*?)\}", (static / "words.js").read_text(), re.DOTALL)
+    assert [tuple(re.findall(r"(\w+): \"", table)) for table in tables] == [PURPOSES] * 2
 
 
 def test_the_whole_record_is_checked(service: Service, place: str) -> None:

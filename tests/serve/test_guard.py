@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -212,13 +213,14 @@ def test_a_store_that_is_gone_is_said(service: Service, place: str) -> None:
     assert place not in answer.text
 
 
-def test_one_look_through_the_models_at_a_time(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qinjing.serve.consent._WALK_WAIT_S", 0.05)
+def test_one_look_through_the_models_at_a_time_and_nobody_waits(service: Service) -> None:
     client = service.client("reader")
     walking: threading.Lock = service.app.state.walking
     with walking:
+        begun = time.monotonic()
         answer = client.post("/api/consent/models", json=LOOK)
         assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+        assert int(answer.headers["retry-after"]) >= 1 and time.monotonic() - begun < 10
     assert client.post("/api/consent/models", json=LOOK).status_code == 200
+    assert walking.acquire(blocking=False)
+    walking.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -113,6 +114,23 @@ def test_what_cannot_be_opened_is_said(
         listen(ServeConfig(str(tmp_path / "none")), lambda _: None)
 
 
+def test_a_key_with_a_password_is_refused_and_none_is_asked_for(
+    make: Callable[..., Service], certificate: Any, place: str, tmp_path: Path
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    cert, key = certificate
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(
+        serialization.load_pem_private_key(key.read_bytes(), None).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="--tls-key must be a key without a password"):
+        server_of(ServeConfig(place, tls_cert=cert, tls_key=locked), make().app)
+
+
 def test_the_command_serves_until_it_is_stopped(place: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "qinjing", "serve", "--consents", place, "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
@@ -159,6 +177,37 @@ def test_tokens_are_made_listed_and_taken_back_on_the_command_line(
     assert code == 2 and "options must be behind all of `serve tokens`" in said
     code, said = call("--consents", place, "--host", "0.0.0.0")
     assert code == 2 and "while there is no TLS" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("token", "--role", "reader"), ("tokens",), ("revoke", "1a2b3c4d")]
+)
+def test_the_store_of_tokens_must_be_there(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typo = tmp_path / "nowhere" / "typo.sqlite"
+    assert cli.main(["serve", *words, "--consents", str(typo)]) == 2
+    assert "consent store must be there, got nothing" in capsys.readouterr().err
+    assert not typo.parent.exists()
+    if words != ("revoke", "1a2b3c4d"):  # nothing needs the store where the tokens' place is said
+        file = tmp_path / "tokens.jsonl"
+        assert cli.main(["serve", *words, "--consents", str(typo), "--tokens", str(file)]) == 0
+
+
+def test_a_patient_of_whom_the_store_knows_nothing_is_warned_of(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = ["serve", "token", "--json", "--role", "patient", "--patient"]
+    for patient, more, warning in (
+        ("p-anna", [], ""),
+        ("p-ana", [], "--patient must be one of whom the store knows something, got p-ana"),
+        ("p-anna", ["--consents", str(tmp_path / "none")], "which could not be looked up"),
+    ):
+        file = ["--tokens", str(tmp_path / "tokens.jsonl")]
+        assert cli.main([*token, patient, "--consents", place, *file, *more]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["role"] == "patient"
+        assert warning in err and err.count("warning") == bool(warning)
 
 
 def test_without_fastapi_the_command_says_what_to_install(place: str, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qinjing.data.consent import Store
-from tests.serve.browser import Browser, chromium
+from tests.serve.browser import MISSING, Browser, chromium
 from tests.serve.conftest import Service
 
-pytestmark = pytest.mark.skipif(not chromium(), reason="no Chromium on this machine")
+pytestmark = pytest.mark.skipif(not chromium(), reason=MISSING)
 ENTRY = "document.activeElement?.id === 'token'"
 
 
@@ -91,3 +91,64 @@ def test_a_patient_sees_one_file_and_a_name_is_no_markup(
         "document.body.append(s); setTimeout(() => done(false), 500); })"
     )
     assert browser.run("window.bad") is None
+
+
+def test_a_file_that_comes_late_takes_no_other_patients_place(
+    service: Service, running: Callable[[Service], str], browser: Browser, place: str
+) -> None:
+    browser.send("Page.navigate", url=f"{running(service)}/consent")
+    browser.until(ENTRY)
+    browser.type(service.token("ethics"))
+    browser.press("Enter")
+    browser.until("document.querySelectorAll('#list li').length === 2")
+    # Files of p-anna are held back until they are let go.
+    browser.run(
+        "window.held = []; window.came = 0; const fetched = window.fetch;"
+        "window.fetch = async (path, options) => { const answer = await fetched(path, options);"
+        "if (path.endsWith('/patient') && options.body.includes('p-anna')) {"
+        "await new Promise((go) => held.push(go)); window.came += 1; } return answer; }; 0"
+    )
+    title = "document.getElementById('fileTitle')?.innerText"
+    let_go = (
+        "new Promise((done) => { held.splice(0).forEach((go) => go()); setTimeout(done, 300); })"
+    )
+
+    def choose(patient: str) -> None:
+        browser.run(
+            "[...document.querySelectorAll('#list button')]"
+            f".find((one) => one.innerText.startsWith('{patient}')).click()"
+        )
+
+    choose("p-anna")
+    browser.until("held.length === 1")
+    choose("p-bela")
+    browser.until(f"{title} === 'Patient p-bela'")
+    browser.run(let_go)
+    assert browser.run("came") == 1 and browser.run(title) == "Patient p-bela"
+    # And what is confirmed is for the patient whom the dialog names.
+    choose("p-anna")
+    browser.until("held.length === 1")
+    browser.run("document.getElementById('withdraw-research').click()")
+    browser.until("document.getElementById('dialog').open")
+    browser.run(let_go)
+    assert browser.run("came") == 2 and browser.run(title) == "Patient p-bela"
+    assert "Patient p-bela" in browser.run("document.getElementById('dialog').innerText")
+    browser.run("document.getElementById('confirm').click()")
+    browser.until("document.activeElement.id === 'told'")
+    assert browser.run(title) == "Patient p-bela"
+    with Store(place) as store:
+        assert store.permitted("p-anna", "research") and not store.permitted("p-bela", "research")
+
+
+def test_a_page_waits_while_models_are_looked_through_for_another(
+    service: Service, running: Callable[[Service], str], browser: Browser
+) -> None:
+    browser.send("Page.navigate", url=f"{running(service)}/consent")
+    browser.until(ENTRY)
+    browser.type(service.token("patient", patient_id="p-anna"))
+    with service.app.state.walking:
+        browser.press("Enter")
+        browser.until("document.body.innerText.includes('Looking through the models')")
+        browser.run("new Promise((done) => setTimeout(done, 500))")
+        assert not browser.run("document.querySelector('#file .error')")
+    browser.until("document.querySelector('td.model')")

@@ -15,7 +15,7 @@ from qinjing.errors import ConfigError
 if TYPE_CHECKING:
     from qinjing.serve.auth import Tokens
 
-ROLES = ("admin", "ethics", "reader", "patient")
+ROLES = ("ethics", "reader", "patient")  # as serve.auth has them, which is not light
 
 _CONSENTS = argument(
     "--consents",
@@ -121,6 +121,8 @@ class ServeToken(Command):
         kept, token = _open(self.consents, self.tokens).make(
             self.role, patient_id=self.patient, name=self.name, days=self.days
         )
+        if self.patient is not None:
+            _warn_of_unknown(self.patient, self.consents)
         return {"token": token, "id": kept.token_id, "role": kept.role, "expires": kept.expires}
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -171,10 +173,29 @@ class ServeRevoke(Command):
 
 
 def _open(consents: str | None, tokens: Path | None) -> Tokens:
+    """The tokens of a store, which must be there unless it is said where the tokens lie."""
+    from qinjing.data.consent import Store
     from qinjing.serve.auth import Tokens
     from qinjing.serve.settings import tokens_file
 
-    return Tokens(tokens_file(consents, tokens))
+    file = tokens_file(consents, tokens)
+    if tokens is None:
+        Store(consents).close()
+    return Tokens(file)
+
+
+def _warn_of_unknown(patient_id: str, consents: str | None) -> None:
+    """Say so where a token was made for a patient of whom the store knows nothing: a typo?"""
+    from qinjing.data.consent import Store
+
+    try:
+        with Store(consents) as store:
+            fault = "" if store.current(patient_id=patient_id) else f"got {patient_id}"
+    except ConfigError as error:
+        fault = f"which could not be looked up: {error}"
+    if fault:
+        rule = "--patient must be one of whom the store knows something"
+        print(f"qinjing: warning: {rule}, {fault}; the token holds", file=sys.stderr, flush=True)
 
 
 def _listen() -> Any:

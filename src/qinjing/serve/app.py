@@ -18,6 +18,7 @@ from qinjing.errors import InputError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
 from qinjing.serve.guard import Guard, Refusal, fault
+from qinjing.serve.seen import Owners
 from qinjing.serve.settings import ServeConfig, tokens_file
 
 # Named one by one: nothing else of the package can be asked for, and no type is guessed.
@@ -45,7 +46,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     """
     tokens = Tokens(tokens_file(config.consents, config.tokens))
     tokens.all()
-    consent.cases_of("", config.datasets)  # what cannot be read is said now, not to a patient
+    owners = Owners(config.datasets)  # what cannot be read is said now, not to a patient
     store = Store(config.consents)
 
     @asynccontextmanager
@@ -58,6 +59,7 @@ def create_app(config: ServeConfig) -> FastAPI:
         docs_url=None, redoc_url=None, openapi_url="/api/openapi.json",
     )  # fmt: skip
     app.state.config, app.state.store, app.state.tokens = config, store, tokens
+    app.state.owners = owners
     app.state.sessions = Sessions(config.idle_s, config.longest_s)
     app.state.throttle, app.state.walking = Throttle(), threading.Lock()
     app.add_middleware(Guard, config=config)

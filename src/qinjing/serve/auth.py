@@ -7,6 +7,7 @@ the file: a token made, or a token revoked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -26,10 +27,11 @@ from qinjing.config import from_json
 from qinjing.errors import ConfigError, FormatError
 from qinjing.evidence.envelope import locked
 
-Role = Literal["admin", "ethics", "reader", "patient"]
-ROLES: tuple[Role, ...] = ("admin", "ethics", "reader", "patient")
+Role = Literal["ethics", "reader", "patient"]
+ROLES: tuple[Role, ...] = ("ethics", "reader", "patient")
 PREFIX = "qj"
 _LONGEST_DAYS = 3660
+_FORMER = {"admin": "ethics"}  # of the same rights: files from then must go on to open
 _NOBODY = "0" * 64  # compared with where there is no such token, so that this takes as long
 
 
@@ -111,7 +113,7 @@ class Tokens:
             days: for how long it holds.
 
         Raises:
-            ConfigError: these do not fit together.
+            ConfigError: these do not fit together, or the file cannot be written.
         """
         if role not in ROLES:
             raise ConfigError("--role", f"one of {', '.join(ROLES)}", role)
@@ -136,7 +138,7 @@ class Tokens:
         """Take a token back; its sessions end with their next request.
 
         Raises:
-            ConfigError: there is no such token.
+            ConfigError: there is no such token, or the file cannot be written.
         """
         token = self.all().get(token_id)
         if token is None:
@@ -179,7 +181,9 @@ class Tokens:
             try:
                 said = json.loads(line)
                 if "made" in said:
-                    token = from_json(said["made"], Token)
+                    made = said["made"]
+                    role = _FORMER.get(made["role"], made["role"])
+                    token = from_json({**made, "role": role}, Token)
                     datetime.fromisoformat(token.expires)
                     known[token.token_id] = token
                 else:
@@ -193,9 +197,19 @@ class Tokens:
     def _append(self, said: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(mode=0o600)  # patients' ids lie in it
+        line = json.dumps(said).encode() + b"\n"
         with locked(self.path) as file:
-            os.write(file, json.dumps(said).encode() + b"\n")
-            os.fsync(file)
+            before = os.fstat(file).st_size
+            try:
+                if os.write(file, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file)
+            except OSError as error:
+                os.ftruncate(file, before)  # half a line would let nobody in any more
+                raise ConfigError(
+                    "tokens", "a file that can be written", error.strerror, where=self.path,
+                    advice="nothing was changed: make room, then do it again",
+                ) from None  # fmt: skip
 
 
 class Sessions:
@@ -205,6 +219,8 @@ class Sessions:
         idle_s: seconds after which one without a request ends.
         longest_s: seconds after which any ends.
         most: how many there may be; the one that was silent longest makes room.
+        most_each: how many of one token; its own that was silent longest makes room, so that who
+            comes in again and again signs nobody else out.
         clock: seconds that only grow.
     """
 
@@ -213,9 +229,11 @@ class Sessions:
         idle_s: float,
         longest_s: float,
         most: int = 1000,
+        most_each: int = 10,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._idle_s, self._longest_s, self._most, self._clock = idle_s, longest_s, most, clock
+        self._idle_s, self._longest_s, self._clock = idle_s, longest_s, clock
+        self._most, self._most_each = most, most_each
         self._open: OrderedDict[str, tuple[str, float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -223,6 +241,9 @@ class Sessions:
         """Open a session for a token; return the secret that a cookie holds."""
         secret, moment = secrets.token_urlsafe(32), self._clock()
         with self._lock:
+            own = [key for key, (whose, _, _) in self._open.items() if whose == token_id]
+            for key in own[: max(0, len(own) + 1 - self._most_each)]:
+                del self._open[key]
             while len(self._open) >= self._most:
                 self._open.popitem(last=False)
             self._open[_hash("", secret)] = (token_id, moment, moment)

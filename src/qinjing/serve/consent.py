@@ -6,26 +6,25 @@ A patient is named in bodies alone, so that looking is a POST as well. Every cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from qinjing.config import plain
 from qinjing.data.consent import PURPOSES, Change, Row, Seen, Store, affected
 from qinjing.data.consent.record import now, span_of
-from qinjing.data.layouts import open_dataset
 from qinjing.errors import ConfigError
 from qinjing.serve.auth import Token
 from qinjing.serve.guard import Refusal
+from qinjing.serve.seen import Owners, merged
 from qinjing.serve.session import Who
 from qinjing.serve.settings import ServeConfig
 
 router = APIRouter(prefix="/api/consent", tags=["consent"])
-_WALK_WAIT_S = 30.0
+_RETRY_S = 2
 
 
 def _printable(text: str) -> str:
@@ -123,23 +122,30 @@ def withdraw(asked: Withdrawal, who: Who, request: Request) -> dict[str, Any]:
 def models(asked: SeenBy, who: Who, request: Request) -> dict[str, Any]:
     """Name the models that saw a patient's cases, or one case."""
     config: ServeConfig = request.app.state.config
+    owners: Owners = request.app.state.owners
+    found: Iterable[Seen]
     if asked.case_id is not None and asked.patient_id is None and who.may_see_all:
-        cases = [asked.case_id]
+        cases, found = [asked.case_id], _saw(asked.case_id, config)
     elif asked.case_id is None:
-        cases = cases_of(_patient(who, asked.patient_id), config.datasets)
+        patient_id = _patient(who, asked.patient_id)
+        cases = owners.cases(patient_id)
+        found = owners.models(patient_id, config.models, sure=not who.may_see_all)
     else:
         raise Refusal(403, "forbidden", "one case must be asked for alone, by who may see all")
-    # One look at a time: it reads the weights of trunks, however often somebody asks.
-    if not request.app.state.walking.acquire(timeout=_WALK_WAIT_S):
-        raise Refusal(503, "busy", "models are being looked through for somebody else")
+    # One look at a time, which reads the weights of trunks; and nobody waits for it, since who
+    # waits here holds one of the few threads that answer everybody.
+    walking: threading.Lock = request.app.state.walking
+    if not walking.acquire(blocking=False):
+        sentence = "models are being looked through for somebody else"
+        raise Refusal(503, "busy", sentence, {"Retry-After": str(_RETRY_S)})
     try:
-        found = [seen for case in cases for seen in affected(case, config.models)]
+        told = merged(found, config.models)
     finally:
-        request.app.state.walking.release()
+        walking.release()
     return {
         "looked": bool(config.models),
         "cases": cases if who.may_see_all else None,
-        "models": _merged(found, config.models),
+        "models": told,
     }
 
 
@@ -154,27 +160,9 @@ def verify(asked: Heads, who: Who, request: Request) -> dict[str, Any]:
     return {"verified": not faults, "rows": rows, "head": head, "faults": faults}
 
 
-def cases_of(patient_id: str, datasets: Sequence[Path]) -> list[str]:
-    """Return the ids of a patient's cases, as data sets say.
-
-    The patient's own id is one of them unless a data set says that it is another patient's: where
-    there is no table of participants, a case is called as its patient.
-
-    Args:
-        patient_id: who.
-        datasets: folders, or MONAI datalists.
-
-    Raises:
-        InputError: one of them cannot be read.
-    """
-    owners: dict[str, set[str]] = {}
-    for folder in datasets:
-        for case in open_dataset(folder).cases:
-            owners.setdefault(case.case_id, set()).add(case.patient_id)
-    found = {case_id for case_id, whose in owners.items() if patient_id in whose}
-    if patient_id in owners.get(patient_id, {patient_id}):
-        found.add(patient_id)
-    return sorted(found)
+def _saw(case_id: str, config: ServeConfig) -> Iterator[Seen]:
+    """What saw one case, looked for only once it is asked for."""
+    yield from affected(case_id, config.models)
 
 
 def _store(request: Request) -> Store:
@@ -277,33 +265,3 @@ def _row(row: Row) -> dict[str, Any]:
         "source": row.source,
         "digest": row.digest,
     }
-
-
-def _merged(found: Iterable[Seen], roots: Sequence[Path]) -> list[dict[str, Any]]:
-    """One entry a model, whichever of the cases it saw; places as from the folders looked below."""
-    short = _shortener(roots)
-    merged: dict[Path, dict[str, Any]] = {}
-    for seen in found:
-        one = merged.setdefault(
-            seen.folder,
-            {"model": short(str(seen.folder)), "dataset": [], "learnt": False, "how": [],
-             "signed": True},
-        )  # fmt: skip
-        one["dataset"] = sorted({*one["dataset"], *seen.dataset})
-        one["how"] = sorted({*one["how"], *map(short, seen.how)})
-        one["learnt"] = one["learnt"] or seen.learnt
-        one["signed"] = one["signed"] and seen.signed
-    return [plain(one) for one in merged.values()]
-
-
-def _shortener(roots: Sequence[Path]) -> Callable[[str], str]:
-    """What cuts the folders of this machine off a place, but for their last part."""
-    leads = sorted((f"{root.resolve().parent}/" for root in roots), key=len, reverse=True)
-
-    def short(text: str) -> str:
-        for lead in leads:
-            if lead != "//":
-                text = text.replace(lead, "")
-        return text
-
-    return short

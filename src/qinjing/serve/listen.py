@@ -114,12 +114,24 @@ def _context(config: ServeConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(config.tls_cert or "", config.tls_key)
+        context.load_cert_chain(config.tls_cert or "", config.tls_key, lambda: _no_password(config))
     except (OSError, ssl.SSLError) as error:
         rule = "a certificate and its key in PEM"
         raise ConfigError("--tls-cert and --tls-key", rule, error, where=config.tls_cert) from None
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
     return context
+
+
+def _no_password(config: ServeConfig) -> str:
+    """Refuse, where OpenSSL would ask on the terminal, which a service may not have.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "--tls-key", "a key without a password", "one with a password", where=config.tls_key,
+        advice="`openssl pkey -in KEY -out PLAIN` takes it off",
+    )  # fmt: skip
 
 
 def _bound(config: ServeConfig) -> socket.socket:

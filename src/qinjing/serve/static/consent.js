@@ -3,7 +3,7 @@
 import { ask, Refused } from "./api.js";
 import { drawTheme, keep, kept, startTheme, switchTheme } from "./look.js";
 import { badge, el, history, moment, spanned, table, ticks } from "./parts.js";
-import { how, list, say, speak, spoken } from "./words.js";
+import { how, list, say, sentence, speak, spoken } from "./words.js";
 
 const PURPOSES = ["care", "research", "commercial", "federated", "export"];
 const $ = (id) => document.getElementById(id);
@@ -11,6 +11,7 @@ const empty = { me: null, rows: [], next: null, open: null, models: null, told: 
 let state = { ...empty };
 let idle = 0;
 let searches = 0;
+let opens = 0; // what was asked for before this one is shown no more
 let submit = null;
 
 // ---- asking -------------------------------------------------------------------------------
@@ -26,11 +27,6 @@ async function call(method, path, body) {
   }
 }
 
-function sentence(refusal) {
-  const known = say("codes")[refusal.code];
-  return known ?? refusal.message;
-}
-
 // What lies on the screen goes when the session does, though nobody asks any more.
 function watchIdle() {
   clearTimeout(idle);
@@ -41,6 +37,7 @@ function signedOut() {
   clearTimeout(idle);
   state = { ...empty };
   searches += 1;
+  opens += 1;
   if ($("dialog").open) $("dialog").close();
   $("search").value = "";
   draw();
@@ -94,24 +91,30 @@ async function search(after = "") {
 }
 
 async function open(id) {
+  const mine = ++opens;
   try {
     const file = await call("POST", "/api/consent/patient", { patient_id: id });
+    if (mine !== opens) return; // another patient was chosen, or a dialog opened, since
     state = { ...state, open: file, models: null, told: null };
     draw();
     $("fileTitle")?.focus();
     await lookForModels(id);
   } catch (refusal) {
-    if (state.me) {
+    if (state.me && mine === opens) {
       $("file").replaceChildren(el("p", { class: "error", role: "alert" }, sentence(refusal)));
     }
   }
 }
 
-async function lookForModels(id) {
+async function lookForModels(id, tries = 15) {
   let found;
   try {
     found = await call("POST", "/api/consent/models", { patient_id: id });
   } catch (refusal) {
+    if (refusal.code === "busy" && tries > 1) {
+      setTimeout(() => state.open?.patient_id === id && lookForModels(id, tries - 1), 2000);
+      return;
+    }
     found = { error: sentence(refusal), models: [] };
   }
   if (state.open?.patient_id !== id) return;
@@ -297,37 +300,42 @@ function show(title, body, confirm, dangerous, act) {
   $("confirm").textContent = confirm;
   $("confirm").className = dangerous ? "danger" : "main";
   submit = act;
+  opens += 1; // no file that is still on its way comes under the dialog
   $("dialog").showModal();
   $(dangerous ? "cancel" : "dialogTitle").focus();
 }
 
+// Whom a change is for is settled when its dialog opens, with what the dialog says.
 function askDeny(purposes) {
+  const id = state.open.patient_id;
   const open = state.open.standing.filter((one) => one.state !== "deny");
   const given = open.some((one) => purposes.includes(one.purpose) && one.state === "permit");
   const word = given ? "withdraw" : "refuse";
   show(say(`${word}Title`),
-    [el("p", {}, say("patient", state.open.patient_id)),
+    [el("p", {}, say("patient", id)),
      ticks(purposes, open.map((one) => one.purpose)),
      el("div", { class: "note" }, consequences())],
     say(`${word}Confirm`), true,
-    (chosen) => change("withdraw", "deny", { purposes: chosen }));
+    (chosen) => change(id, "withdraw", "deny", { purposes: chosen }));
 }
 
 function askGrant(purposes) {
-  const field = (id, word) => el("div", {}, el("label", { for: id }, say(word)),
-    el("input", { type: "date", id, "aria-describedby": "dayHint", min: "1900-01-01", max: "9998-12-31" }));
+  const id = state.open.patient_id;
+  const field = (name, word) => el("div", {}, el("label", { for: name }, say(word)),
+    el("input", { type: "date", id: name, "aria-describedby": "dayHint", min: "1900-01-01", max: "9998-12-31" }));
   show(say("grantTitle"),
-    [el("p", {}, say("patient", state.open.patient_id)), ticks(purposes, PURPOSES),
+    [el("p", {}, say("patient", id)), ticks(purposes, PURPOSES),
      el("div", { class: "two" }, field("start", "from"), field("end", "until")),
      el("p", { class: "hint", id: "dayHint" }, say("dayHint"))],
     say("grantConfirm"), false,
-    (chosen) => change("grant", "permit",
+    (chosen) => change(id, "grant", "permit",
       { purposes: chosen, start: $("start").value || null, end: $("end").value || null }));
 }
 
-async function change(path, decision, asked) {
-  const file = await call("POST", `/api/consent/${path}`,
-    { ...asked, patient_id: state.open.patient_id });
+async function change(id, path, decision, asked) {
+  const { me } = state;
+  const file = await call("POST", `/api/consent/${path}`, { ...asked, patient_id: id });
+  if (state.me !== me) return; // signed out since; it is recorded, but nobody's to look at
   state.open = file;
   state.told = { decision, purposes: asked.purposes, row: file.history[0].seq };
   state.chain = null;
@@ -345,9 +353,9 @@ async function confirmed(event) {
     await submit(boxes.map((box) => box.value));
     $("dialog").close();
     draw();
-    $("told").scrollIntoView({ block: "nearest" });
-    $("told").focus();
-    if (state.me.may_see_all) await search();
+    $("told")?.scrollIntoView({ block: "nearest" });
+    $("told")?.focus();
+    if (state.me?.may_see_all) await search();
   } catch (refusal) {
     if (state.me) $("dialogError").textContent = sentence(refusal);
   }

@@ -84,7 +84,7 @@ const ENGLISH = {
   withdrawn: (list) => `no consent to ${list}`,
   granted: (list) => `consent to ${list}`,
   sessionEnded: "You were signed out. Give the token again.",
-  roles: { admin: "Administrator", ethics: "Ethics office", reader: "Reader", patient: "Patient" },
+  roles: { ethics: "Ethics office", reader: "Reader", patient: "Patient" },
   purposeNames: {
     care: "Care", research: "Research", commercial: "Commercial use",
     federated: "Training with other hospitals", export: "Handing data on",
@@ -187,7 +187,7 @@ const CHINESE = {
   withdrawn: (list) => `不同意${list}`,
   granted: (list) => `同意${list}`,
   sessionEnded: "您已退出，请重新输入令牌。",
-  roles: { admin: "管理员", ethics: "伦理办公室", reader: "只读", patient: "患者" },
+  roles: { ethics: "伦理办公室", reader: "只读", patient: "患者" },
   purposeNames: {
     care: "诊疗", research: "科研", commercial: "商业用途", federated: "与其他医院联合训练",
     export: "向外提供数据",
@@ -233,6 +233,11 @@ export function say(key, ...values) {
 
 // A word of a table within the table: say.of("states", "deny").
 say.of = (key, name) => TABLES[language][key][name] ?? name;
+
+// What a person reads of a refusal.
+export function sentence(refusal) {
+  return say("codes")[refusal.code] ?? refusal.message;
+}
 
 export function list(purposes) {
   return purposes.map((one) => say.of("purposeNames", one)).join(language === "zh" ? "、" : ", ");
