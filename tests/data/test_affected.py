@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from qinjing import evidence
 from qinjing.config import write_json
 from qinjing.data.consent import affected
 from qinjing.data.consent.affected import note_seen
+from qinjing.data.consent.lineage import seen_by
+from qinjing.errors import FormatError
 
 CASES = tuple("abcdef")
 
@@ -195,6 +198,11 @@ def test_every_model_with_traces_of_a_case_is_named(
             assert {place for place, one in found.items() if one.learnt} == learnt
             assert found.keys() == learnt | looked
             assert all(one.dataset == ("set",) and one.how for one in found.values())
+        for place, model in zip(places, models, strict=True):
+            for fold, knows in enumerate(model.knows):
+                seen = seen_by(place / f"fold_{fold}", "set")
+                assert seen <= knows  # what was moved is no longer where the plan says
+                assert seen == knows or any(one.moved for one in models)
 
 
 def test_what_was_noted_before_stays(tmp_path: Path) -> None:
@@ -203,3 +211,23 @@ def test_what_was_noted_before_stays(tmp_path: Path) -> None:
     note_seen(tmp_path, "other", [])
     assert [one.dataset for one in affected("a", [tmp_path])] == [("set",)]
     assert affected("d", [tmp_path]) == []
+
+
+def test_the_planar_network_of_a_trunk_learnt_from_what_the_trunk_did(tmp_path: Path) -> None:
+    trunk, mine = tmp_path / "trunk", tmp_path / "mine"
+    write_json(trunk / "trunk.json", {"saw": [{"dataset": "set", "cases": ["a"]}]})
+    write_json(trunk / "planar" / "model.json", {})
+    write_json(mine / "run.json", {})
+    write_json(mine / "dataset.json", {"name": "set"})
+    write_json(mine / "splits_final.json", [{"train": ["b"], "val": []}])
+    write_json(mine / "plan.json", {"transfer": {"trunk": str(trunk / "planar")}})
+    assert seen_by(trunk / "planar", "set") == {"a"} and seen_by(trunk, "other") == set()
+    assert seen_by(mine / "fold_0", "set") == {"a", "b"}
+    assert {one.folder.name for one in affected("a", [tmp_path])} == {"trunk", "mine"}
+
+
+def test_what_cannot_be_read_is_not_taken_to_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "saw.json").write_text("{", encoding="utf-8")
+    with pytest.raises(FormatError, match="JSON"):
+        seen_by(tmp_path / "fold_0", "set")
+    assert affected("a", [tmp_path]) == []

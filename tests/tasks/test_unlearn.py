@@ -14,11 +14,14 @@ from qinjing import evidence
 from qinjing.config import read_config, read_json, write_json
 from qinjing.data.case import Case
 from qinjing.data.consent import affected
+from qinjing.data.consent.affected import note_seen
+from qinjing.data.consent.lineage import seen_by
 from qinjing.data.layouts import open_dataset
 from qinjing.data.splits import make_shards, read_splits, write_splits
 from qinjing.engine.checkpoint import load_tensors
 from qinjing.engine.plan import Plan, Transfer, make_plan, with_steps
 from qinjing.errors import ConfigError
+from qinjing.tasks import forgetting
 from qinjing.tasks import train as training
 from qinjing.tasks import unlearn as unlearning
 from qinjing.tasks.planning import measure
@@ -190,3 +193,55 @@ def test_a_kill_before_anything_is_dropped_leaves_the_run_among_those_that_learn
     with pytest.raises(KeyboardInterrupt):
         unlearn(UnlearnConfig(mine, case_id))
     assert [one.how for one in affected(case_id, [mine])] == [("fold 1 learnt from it",)]
+
+
+def test_what_began_from_a_federated_model_that_learnt_from_the_case_is_not_said_to_forget_it(
+    run: Path, tmp_path: Path
+) -> None:
+    site, mine = tmp_path / "work" / "model", tmp_path / "run"
+    shutil.copytree(run / "fold_0", site / "fold_0")
+    shutil.copytree(run, mine)
+    case_id = read_splits(run / "splits_final.json")[1]["train"][0]
+    note_seen(site, read_json(run / "dataset.json")["name"], [case_id])
+    plan = read_config(mine / "plan.json", Plan)
+    write_json(mine / "plan.json", replace(plan, transfer=Transfer(str(site / "fold_0"), "full")))
+    with pytest.raises(ConfigError, match="trunk must be one that did not see the case"):
+        unlearn(UnlearnConfig(mine, case_id))
+    assert (mine / "fold_1" / "result.json").exists()
+
+
+def test_weights_that_no_file_tells_of_learnt_from_all_that_the_run_did(run: Path) -> None:
+    splits = read_splits(run / "splits_final.json")
+    name = read_json(run / "dataset.json")["name"]
+    assert seen_by(run / "fold_1", name) == {*splits[1]["train"]}
+    assert seen_by(run / "best", name) == {*splits[0]["train"], *splits[1]["train"]}
+
+
+def test_a_run_that_is_half_way_through_forgetting_is_not_trained(
+    config: TrainConfig, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    case_id = read_splits(mine / "splits_final.json")[1]["train"][0]
+
+    def killed(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(unlearning, "write_splits", killed)
+        unlearn(UnlearnConfig(mine, case_id))
+    assert not (mine / "fold_1").exists()
+    (tmp_path / "link").symlink_to(mine)
+    for place in (mine, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=f"repeat `qinjing unlearn .* {case_id}`"):
+            train(replace(config, output=place, resume=True))
+    assert not (mine / "fold_1").exists()
+    assert unlearn(UnlearnConfig(mine, case_id))["retrained"] == [1]
+    assert affected(case_id, [mine]) == []
+    train(replace(config, output=mine, resume=True))  # nothing is in its way any more
+    # A journal that a removed run left is not the next one's.
+    journal = forgetting.journal_of(tmp_path / "next")
+    write_json(journal, {"case_id": case_id, "dropped": [1]})
+    with pytest.raises(ConfigError, match="fold must be"):
+        train(replace(config, output=tmp_path / "next", fold=9))
+    assert not journal.exists()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qinjing.config import read_json
 from qinjing.data import cache
 from qinjing.data.case import Case
+from qinjing.data.consent.lineage import seen_by
 from qinjing.data.preprocess import Normalisation, Preprocessing, read_image
 from qinjing.engine.checkpoint import ModelCard, load_model
 from qinjing.engine.device import default_device
@@ -26,7 +27,7 @@ from qinjing.tasks.planning import Tell, measure, silent, sound_cases
 from qinjing.tasks.pretrain import PROTOTYPES
 from qinjing.tasks.pretrain_plan import crop_of
 from qinjing.tasks.probes import Probe, cases_to_probe
-from qinjing.tasks.transfer import seen_by, trunk_card
+from qinjing.tasks.transfer import trunk_card
 
 CHANCES = 3  # trunks of fresh weights to compare with
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.data.case import Case, Dataset
+from qinjing.data.consent.lineage import seen_by
 from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine.plan import Plan, Transfer
 from qinjing.errors import ConfigError
 from qinjing.tasks.planning import Overrides, Tell, default_splits, silent, sound_cases
 from qinjing.tasks.select import describer, doubter, k_centres
 from qinjing.tasks.train import TrainConfig, train
-from qinjing.tasks.transfer import seen_by, trunk_card
+from qinjing.tasks.transfer import trunk_card
 
 UNLABELLED_WEIGHT = 1.0
 METHODS = ("random", "pretrained", "mean_teacher", "both")

@@ -14,6 +14,7 @@ from qinjing import registry
 from qinjing.config import read_config
 from qinjing.data.cache import IGNORED
 from qinjing.data.case import Case, Dataset
+from qinjing.data.consent.lineage import seen_by
 from qinjing.data.fingerprint import Fingerprint
 from qinjing.data.splits import Split, make_splits, read_splits
 from qinjing.engine.device import default_device
@@ -351,6 +352,23 @@ def sound_cases(
             else "`qinjing data check` names every fault",
         )  # fmt: skip
     return dataset, cases, refused
+
+
+def warn_of_seen(trunk: Path, dataset: str, splits: Sequence[Split], tell: Tell) -> None:
+    """Say so where a trunk saw the images that the run is measured on: the figures flatter.
+
+    Args:
+        trunk: folder of weights.
+        dataset: its name.
+        splits: of the folds that are trained.
+        tell: told of it.
+    """
+    measured_on = {case_id for split in splits for case_id in split["val"]}
+    seen = len(seen_by(trunk, dataset) & measured_on)
+    if seen:
+        tell("warning", {"message": f"the trunk saw {seen} of the {len(measured_on)} cases that "
+                         "this run is measured on: what it reaches there flatters; give `pretrain` "
+                         "the same --splits"})  # fmt: skip
 
 
 def silent(kind: str, fields: dict[str, Any]) -> None:

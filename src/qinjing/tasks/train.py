@@ -23,6 +23,7 @@ from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.nets.low_rank import merged_weights
 from qinjing.tasks.consented import Admitted, admitted, keeper
+from qinjing.tasks.forgetting import refuse_half_forgotten
 from qinjing.tasks.mean_teacher import learning_task
 from qinjing.tasks.planning import (
     DEFAULT_BUDGET_S,
@@ -36,10 +37,11 @@ from qinjing.tasks.planning import (
     silent,
     sound_cases,
     sound_splits,
+    warn_of_seen,
 )
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.tasks.probe import prediction_memory_gib
-from qinjing.tasks.transfer import seen_by, starting_net
+from qinjing.tasks.transfer import starting_net
 
 if TYPE_CHECKING:
     from qinjing.evidence import Digested
@@ -75,21 +77,27 @@ class TrainConfig:
     overrides: Overrides = field(default_factory=Overrides)
 
 
-def train(config: TrainConfig, tell: Tell | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, tell: Tell | None = None, *, forgetting: bool = False
+) -> dict[str, Any]:
     """Train one fold or all, and measure each on what it never saw.
 
     Args:
         config: what to train on and how.
         tell: told of what happens: ("checked" | "plan" | "warning" | "prepared" | "step" |
             "validation" | "measured", fields).
+        forgetting: whether `unlearn` asks, which alone goes on with a run that is half-way.
 
     Returns:
         "folds" with what each reached, "dice" over all their held-out cases, "refused" cases,
         "seconds".
 
     Raises:
-        InputError: the data set cannot be used, or the run folder holds another run.
+        InputError: the data set cannot be used, or the run folder holds another run or one
+            that is being made to forget a case.
     """
+    if not forgetting:
+        refuse_half_forgotten(config.output)
     with parallel.group():
         return _train(config, tell or silent)
 
@@ -111,7 +119,7 @@ def _train(config: TrainConfig, tell: Tell) -> dict[str, Any]:
     plan = _plan(config, opened, cases, splits, len(folds), start)
     tell("plan", {"plan": plan})
     if plan.transfer:
-        _warn_of_seen(Path(plan.transfer.trunk), opened.name, [splits[k] for k in folds], tell)
+        warn_of_seen(Path(plan.transfer.trunk), opened.name, [splits[k] for k in folds], tell)
     torch.set_num_threads(plan.threads)
     named = {i for k in folds for ids in splits[k].values() for i in cast(list[str], ids)}
     wanted = [case for case in cases if case.case_id in named]
@@ -339,16 +347,6 @@ def _write_plan(
         },
     )
     write_json(config.output / "plan.json", plan)
-
-
-def _warn_of_seen(trunk: Path, dataset: str, splits: Sequence[Split], tell: Tell) -> None:
-    """Say so where a trunk saw the images that the run is measured on: the figures flatter."""
-    measured_on = {case_id for split in splits for case_id in split["val"]}
-    seen = len(seen_by(trunk, dataset) & measured_on)
-    if seen:
-        tell("warning", {"message": f"the trunk saw {seen} of the {len(measured_on)} cases that "
-                         "this run is measured on: what it reaches there flatters; give `pretrain` "
-                         "the same --splits"})  # fmt: skip
 
 
 def _prepare(config: TrainConfig, cases: Sequence[Case], plan: Plan, ignored: int | None) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qinjing.config import read_config, read_json
-from qinjing.data.splits import read_splits
+from qinjing.config import read_config
 from qinjing.engine.checkpoint import ModelCard, load_tensors
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
@@ -24,22 +23,6 @@ def trunk_card(trunk: Path) -> ModelCard:
         FormatError: no model.json, or a damaged one.
     """
     return read_config(trunk / "model.json", ModelCard)
-
-
-def seen_by(trunk: Path, dataset: str) -> set[str]:
-    """Return the cases of a data set, by its name, that a trunk or a run's fold learnt from."""
-    path, run = trunk / "trunk.json", trunk.parent
-    if path.is_file():
-        saw = read_json(path)["saw"]
-        return {i for one in saw if one["dataset"] == dataset for i in one["cases"]}
-    if not (run / "run.json").is_file():
-        return set()
-    own: set[str] = set()
-    if read_json(run / "dataset.json")["name"] == dataset:
-        split = read_splits(run / "splits_final.json")[int(trunk.name.removeprefix("fold_"))]
-        own = {*split["train"], *split.get("unlabelled", ())}
-    before = read_config(run / "plan.json", Plan).transfer
-    return own | seen_by(Path(before.trunk), dataset) if before else own
 
 
 def with_trunk(model: ModelCard, trunk: Path) -> ModelCard:

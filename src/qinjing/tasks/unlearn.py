@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from qinjing.config import from_json, read_config, read_json, write_json
+from qinjing.data.consent.lineage import handed_to
 from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine.fit import heeds_scores
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.tasks.evaluate import pool, pool_tables
+from qinjing.tasks.forgetting import journal_of
 from qinjing.tasks.planning import Overrides, Tell, silent
 from qinjing.tasks.train import TrainConfig, train
 
@@ -76,7 +78,7 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
     now = {"dataset": str(dataset.resolve()), "dataset_sha256": read["dataset"].sha256}
     write_json(run / "run.json", told | now)
     for fold in work["retrained"]:
-        train(_training(told, dataset, run, fold), tell)
+        train(_training(told, dataset, run, fold), tell, forgetting=True)
     if not work["retrained"]:
         tables = sorted(run.glob("fold_*/metrics.json"))
         pool(tables, run / "metrics.json")
@@ -89,7 +91,7 @@ def unlearn(config: UnlearnConfig, tell: Tell | None = None) -> dict[str, Any]:
     }
     made = [_written(run, outcome), run / "splits_final.json", run / "run.json"]
     made += run.glob("**/metrics.json")
-    _journal(run).unlink()
+    journal_of(run).unlink()
     evidence.append(run, "unlearn", read, made, config, removed=work["removed"])
     return outcome
 
@@ -102,14 +104,9 @@ def _written(run: Path, outcome: dict[str, Any]) -> Path:
     return path
 
 
-def _journal(run: Path) -> Path:
-    """Beside the run, since it belongs to no model."""
-    return run.with_name(f".{run.name}.unlearning.json")
-
-
 def _work(config: UnlearnConfig) -> dict[str, Any]:
     """What there is to do, written down once, so that a kill changes nothing of it."""
-    journal = _journal(config.run)
+    journal = journal_of(config.run)
     if not journal.exists():
         _check_trunk(config)
         write_json(journal, {"case_id": config.case_id, **_affected(config)})
@@ -154,11 +151,9 @@ def _made_of(config: UnlearnConfig) -> list[str]:
 
 def _check_trunk(config: UnlearnConfig) -> None:
     """Refuse where what the run began from saw the case as well."""
-    from qinjing.tasks.transfer import seen_by
-
     transfer = read_config(config.run / "plan.json", Plan).transfer
     name = read_json(config.run / "dataset.json")["name"]
-    if transfer and config.case_id in seen_by(Path(transfer.trunk), name):
+    if transfer and config.case_id in handed_to(config.run, name):
         raise ConfigError(
             "trunk", "one that did not see the case", config.case_id, where=transfer.trunk,
             advice="pre-train and train again without it",
@@ -171,7 +166,7 @@ def _drop_folds(run: Path, work: dict[str, Any]) -> None:
         if fold not in work["dropped"]:
             shutil.rmtree(run / f"fold_{fold}", ignore_errors=True)
             work["dropped"].append(fold)
-            write_json(_journal(run), work)
+            write_json(journal_of(run), work)
 
 
 def _forget_figures(fold: Path, case_id: str) -> None:
