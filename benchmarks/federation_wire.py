@@ -10,9 +10,11 @@ round before to the end of this one, `down` what they received from the moment t
 to learn in the round before to that in this one. Medians leave out the first round, in which all
 get the plan and a codec has nothing to begin from.
 
-The secure rounds train a network of about 60 MB, by turns with rounds of plain updates. Then two
-sites are killed while they learn in the last round: the model must be the one before plus the
-weighted mean of what the others kept of their updates, and the round over soon after its deadline.
+The secure rounds train a network of about 60 MB, by turns with rounds of plain updates. CPU seconds
+are those of all processes together, to which a busy machine adds little. Then, with the network of
+the first part, two sites are killed while they learn in the last round: the model must be the one
+before plus the weighted mean of what the others kept of their updates, and the round over soon
+after its deadline.
 
 The data set must declare its basis in consent.json.
 """
@@ -23,6 +25,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +59,7 @@ LINES = {"none": "", "8 bits": "quantise8", "4 bits": "quantise", "spectral": "s
 EIGHT_BITS = {"quantise8": partial(Quantise, bits=8)}  # no name of ours has this option
 LEARNT, HELD_OUT = 6, 2  # cases of a site; bytes and time of a round do not hang on their number
 WIDE = (72, 144, 288)  # 60 MB of float32
+PLANNED = ("plan.json", "fingerprint.json", "dataset.json")
 BAR = 1.2
 GRACE_S = 60.0  # after a deadline, for the small messages of a sum on a busy machine
 
@@ -180,7 +184,7 @@ def widened(made: Path, folder: Path) -> tuple[Path, float]:
     options = {**plan.model.options, "widths": WIDE[: len(plan.model.options["widths"])]}
     plan = replace(plan, model=replace(plan.model, options=options))
     write_json(folder / "plan.json", plan)
-    for name in ("fingerprint.json", "dataset.json"):
+    for name in PLANNED[1:]:
         shutil.copyfile(made / name, folder / name)
     state = plan.model.build().state_dict().values()
     return folder, sum(value.numel() * value.element_size() for value in state) / 1e6
@@ -211,8 +215,13 @@ def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return found | {"met": found["round_s"]["ratio"] <= BAR}
 
 
-def dropping(plan: Path, splits: dict[str, Split], options: argparse.Namespace) -> dict[str, Any]:
-    """Two sites are killed while they learn in the last of two rounds."""
+def dropping(made: Path, splits: dict[str, Split], options: argparse.Namespace) -> dict[str, Any]:
+    """Two sites are killed while they learn in the last of two rounds, planned as a run before."""
+    plan = options.work / "narrow"
+    shutil.rmtree(plan, ignore_errors=True)
+    plan.mkdir()
+    for name in PLANNED:
+        shutil.copyfile(made / name, plan / name)
     words = ["--rounds", 2, "--steps", options.steps, "--deadline", options.deadline, "--secure"]
     folder = options.work / "dropping"
     with running(folder, splits, words, options, plan) as federation:
@@ -268,6 +277,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, help="write the result here as well")
     options = parser.parse_args()
     wanted = options.only or ("bytes", "time", "dropping")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or namespaces would stay
     _, cases, _ = sound_cases(options.input, silent, purpose="federated")
     config = SimulationConfig(options.input, FederationConfig(options.work), options.sites)
     splits = {}
@@ -297,8 +307,10 @@ def main() -> int:
             for name, own in runs.items():
                 own.append(timed(name, plan, splits, options))
         result["secure"] = {"steps": options.steps, "runs": runs} | compared(runs)
+        if options.output:
+            write_json(options.output, result)
     if "dropping" in wanted:
-        result["dropping"] = dropping(plan, splits, options)
+        result["dropping"] = dropping(options.work / "none" / "run", splits, options)
     print(json.dumps(result, indent=2))
     if options.output:
         write_json(options.output, result)
