@@ -471,6 +471,29 @@ def test_a_simulation_with_failures_and_a_liar(dataset: Path, tmp_path: Path) ->
     assert simulate(config)["bytes"] == result["bytes"]  # nothing was done again
 
 
+def test_a_simulation_with_a_given_split_lets_sites_of_one_scan_learn(
+    dataset: Path, tmp_path: Path
+) -> None:
+    grouped = tmp_path / "grouped"
+    shutil.copytree(dataset, grouped)
+    names = [case.case_id for case in open_dataset(dataset).cases]
+    rows = "".join(f"{name}\t{SITES[number % 3]}\n" for number, name in enumerate(names))
+    (grouped / "participants.tsv").write_text(f"participant_id\tgroup\n{rows}")
+    splits = tmp_path / "splits.json"
+    held_out = names[0::3]  # all of the first site's, which takes no part
+    write_splits(splits, [{"train": names[1:3], "val": held_out}])
+    federation = config_for(tmp_path / "run", rounds=1)
+    result = simulate(SimulationConfig(grouped, federation, beside=False, splits=splits))
+    assert result["sizes"] == {name: {"train": 1, "val": 0} for name in SITES[1:]}
+    assert sorted(result["sites"]) == sorted(SITES[1:])
+    measured = read_json(tmp_path / "run" / "metrics.json")["cases"]
+    assert sorted(case["case_id"] for case in measured) == sorted(held_out)
+    write_splits(splits, [{"train": names[1:2], "val": held_out}])
+    alone = config_for(tmp_path / "alone", rounds=1)
+    with pytest.raises(ConfigError, match="two sites on its train side"):
+        simulate(SimulationConfig(grouped, alone, beside=False, splits=splits))
+
+
 @pytest.mark.parametrize("codec", ["float16", "quantise"])
 def test_few_bytes_travel_and_a_late_site_catches_up(
     codec: str, undisturbed: Path, dataset: Path, tmp_path: Path

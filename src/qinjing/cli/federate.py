@@ -124,6 +124,13 @@ class FederateSimulate(Command):
             help="of the largest network that sites afford in a search, by turns",
         ),
     )  # fmt: skip
+    splits: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--splits", metavar="FILE", there=True,
+            help="its first fold says who is held out, not a fifth of each site's patients",
+        ),
+    )  # fmt: skip
     alone: bool = field(
         default=False,
         metadata=argument("--alone", help="leave out training on all pooled and on each site's"),
@@ -168,6 +175,7 @@ class FederateSimulate(Command):
             self.secure,
             beside=not self.alone,
             compute=self.compute,
+            splits=self.splits,
         )
         with watch() as tell:
             result = simulate(config, tell)

@@ -91,12 +91,15 @@ def write_splits(path: str | Path, splits: Sequence[Split]) -> None:
     write_json(path, list(splits))
 
 
-def read_splits(path: str | Path, cases: Iterable[Case] | None = None) -> list[Split]:
+def read_splits(
+    path: str | Path, cases: Iterable[Case] | None = None, *, measured: bool = True
+) -> list[Split]:
     """Read splits_final.json and check it.
 
     Args:
         path: the file.
         cases: the data set's; with them, ids are checked to exist and patients to stay whole.
+        measured: a fold must hold somebody out; a site of a federation may have nobody to spare.
 
     Raises:
         FormatError: not JSON.
@@ -106,20 +109,21 @@ def read_splits(path: str | Path, cases: Iterable[Case] | None = None) -> list[S
     content = read_json(path)
     if not isinstance(content, list) or not content:
         raise ConfigError("splits", "a list of at least one fold", repr(content), where=path)
-    splits = [_read_fold(fold, f"fold {k}", path) for k, fold in enumerate(content)]
+    splits = [_read_fold(fold, f"fold {k}", path, measured) for k, fold in enumerate(content)]
     if cases is not None:
         for _, error in split_faults(splits, cases, path):
             raise error
     return splits
 
 
-def _read_fold(fold: Any, name: str, path: str | Path) -> Split:
+def _read_fold(fold: Any, name: str, path: str | Path, measured: bool) -> Split:
     if not isinstance(fold, dict):
         raise ConfigError(name, 'an object with "train" and "val"', repr(fold), where=path)
     sides = {}
     for side in ("train", "val"):
         ids = fold.get(side)
-        if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
+        empty = not ids and (side == "train" or measured)
+        if not isinstance(ids, list) or empty or not all(isinstance(i, str) for i in ids):
             raise ConfigError(f"{name}, {side}", "a list of case ids", repr(ids), where=path)
         sides[side] = ids
     more = fold.get("unlabelled", [])

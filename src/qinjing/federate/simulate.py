@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from qinjing import evidence
 from qinjing.config import plain, read_config, read_json, write_json
 from qinjing.data.case import Case
-from qinjing.data.splits import Split, write_splits
+from qinjing.data.splits import Split, read_splits, write_splits
 from qinjing.engine.plan import Plan
 from qinjing.errors import ConfigError
 from qinjing.federate.coordinator import Tell, federate
@@ -27,6 +27,7 @@ from qinjing.federate.site import Site
 from qinjing.tasks.planning import silent, sound_cases
 from qinjing.tasks.train import TrainConfig, train
 
+_SIDES: tuple[Literal["train"], Literal["val"]] = ("train", "val")
 _HELD_OUT = 0.2  # of each site's patients
 LIES = ("flipped", "huge", "noise")
 
@@ -47,6 +48,8 @@ class SimulationConfig:
         beside: train each site alone and all pooled as well, with the same plan and steps.
         compute: what sites afford in a search, shares of the largest network's multiply-adds, by
             turns; all of it where there are none.
+        splits: file whose first fold says who is held out, in the place of a fifth of each site's
+            patients; sites with nobody on its train side take no part.
     """
 
     dataset: Path
@@ -58,6 +61,7 @@ class SimulationConfig:
     secure: bool = False
     beside: bool = True
     compute: tuple[float, ...] = ()
+    splits: Path | None = None
 
     def __post_init__(self) -> None:
         if self.sites is not None and self.sites < 2:
@@ -98,10 +102,11 @@ def simulate(config: SimulationConfig, tell: Tell | None = None) -> dict[str, An
     purpose = config.federation.purpose
     dataset, cases, refused = sound_cases(config.dataset, tell, purpose=purpose)
     shares = by_group(cases) if config.sites is None else dealt(cases, config)
-    splits = {name: held_apart(own, config.federation.seed) for name, own in shares.items()}
-    write_json(
-        output / "simulation.json", plain(replace(config, dataset=Path(config.dataset.name)))
+    splits = _split(shares, config, cases)
+    told = replace(
+        config, dataset=Path(config.dataset.name), splits=config.splits and Path(config.splits.name)
     )
+    write_json(output / "simulation.json", plain(told))
     sites = {}
     for number, (name, split) in enumerate(sorted(splits.items())):
         path = output / "sites" / name / "splits.json"
@@ -122,6 +127,8 @@ def simulate(config: SimulationConfig, tell: Tell | None = None) -> dict[str, An
     named = replace(federation, name=dataset.name)
     result = federate(named, door, tell)
     every = sorted(i for split in splits.values() for i in split["val"])
+    if config.splits:  # those of sites that take no part too
+        every = sorted(read_splits(config.splits)[0]["val"])
     _measure(output, config.dataset, [case for case in cases if case.case_id in set(every)])
     runs = {"federated": str(output)}
     if config.beside:
@@ -187,6 +194,29 @@ def held_apart(cases: Sequence[Case], seed: int) -> Split:
         "train": [case.case_id for case in cases if case.patient_id not in kept],
         "val": [case.case_id for case in cases if case.patient_id in kept],
     }
+
+
+def _split(
+    shares: Mapping[str, Sequence[Case]], config: SimulationConfig, cases: Sequence[Case]
+) -> dict[str, Split]:
+    """Who learns and who is held out at each site that takes part.
+
+    Raises:
+        ConfigError: fewer than two sites have anybody to learn from.
+    """
+    if config.splits is None:
+        return {name: held_apart(own, config.federation.seed) for name, own in shares.items()}
+    fold = read_splits(config.splits, cases)[0]
+    found = {}
+    for name, own in shares.items():
+        train, val = ([c.case_id for c in own if c.case_id in fold[side]] for side in _SIDES)
+        if train:
+            found[name] = Split(train=train, val=val)
+    if len(found) < 2:
+        raise ConfigError(
+            "splits", "a fold with two sites on its train side", len(found), where=config.splits
+        )
+    return found
 
 
 def _identities(output: Path, sites: dict[str, SiteConfig]) -> Path:

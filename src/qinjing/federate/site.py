@@ -348,12 +348,13 @@ class Site:
                 advice="see docs/howto/consent.md",
             )  # fmt: skip
         if self._opened is None:
-            given = read_splits(config.splits)[0] if config.splits else None
+            given = read_splits(config.splits, measured=False)[0] if config.splits else None
             only = None if given is None else {*given["train"], *given["val"]}
             need = config.consent_required
             dataset, cases, _ = sound_cases(
-                config.dataset, silent, only=only, purpose=purpose, required=need
-            )
+                config.dataset, silent, only=only, purpose=purpose, required=need,
+                least=2 if given is None else 1,
+            )  # fmt: skip
             drawn = config.folder / "splits.json"
             if given is None and not drawn.exists():  # once, whoever withdraws later
                 write_splits(drawn, default_splits(cases)[:1])

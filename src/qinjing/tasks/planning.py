@@ -306,6 +306,7 @@ def sound_cases(
     only: Collection[str] | None = None,
     purpose: str = PURPOSE,
     required: bool = False,
+    least: Literal[1, 2] = 2,
 ) -> tuple[Dataset, list[Case], list[dict[str, str]]]:
     """Open a data set and drop the cases that cannot be trained on, or may not.
 
@@ -316,9 +317,10 @@ def sound_cases(
         only: case ids to look at; all where None.
         purpose: that consent is asked for.
         required: refuse a data set of which nobody says on what ground it may be used.
+        least: cases to find; one is enough for who holds out nobody.
 
     Raises:
-        InputError: it cannot be read, or has fewer than two cases to train on.
+        InputError: it cannot be read, or has fewer cases to train on.
     """
     from qinjing.data.check import check_dataset
     from qinjing.data.layouts import open_dataset
@@ -345,9 +347,10 @@ def sound_cases(
     refused = [{"case_id": fault.case_id, "reason": fault.message} for fault in faults]
     refused += [one for one in excluded if only is None or one["case_id"] in only]
     tell("checked", {"cases": len(cases), "refused": refused})
-    if len(cases) < 2:
+    if len(cases) < least:
+        needed = {1: "one sound labelled case", 2: "two sound labelled cases"}[least]
         raise LayoutError(
-            "data set", "of two sound labelled cases at least", len(cases), where=path,
+            "data set", f"of {needed} at least", len(cases), where=path,
             advice=f"{len(excluded)} are left out for want of consent" if excluded
             else "`qinjing data check` names every fault",
         )  # fmt: skip
