@@ -23,6 +23,7 @@ from qinjing.cli.consent import (
     Unlearn,
 )
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.deidentify import DataDeidentify
 from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.hand_over import Export
 from qinjing.cli.join import (
@@ -269,6 +270,7 @@ COMMANDS: dict[str, type[Command]] = {
     "data check": DataCheck,
     "data split": DataSplit,
     "data fetch": DataFetch,
+    "data deidentify": DataDeidentify,
     "plan": Plan,
     "pretrain": Pretrain,
     "probe": Probe,
