@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qinjing.data.dicom.series import DicomVolume, Reading, Refusal, Source
 from qinjing.data.nifti import Header
 from qinjing.errors import ConfigError, FormatError, GeometryError
 from qinjing.volume import Volume
@@ -303,3 +304,48 @@ def _read_pixels(one: _Slice) -> np.ndarray:
         if pixels.shape != one.shape:
             raise FormatError("pixels", f"of shape {one.shape}", pixels.shape, where=one.path)
         return np.asarray(pixels)
+
+
+def read_dicom(place: Path) -> Reading:
+    """Read every series below a folder: volumes and refusals.
+
+    Raises:
+        ConfigError: pydicom is not installed.
+    """
+    found: dict[str, list[Path]] = {}
+    reading = Reading()
+    for file in sorted(p for p in Path(place).rglob("*") if p.is_file()):
+        try:
+            if _has_magic(file):
+                with _refusals(file):
+                    uid = str(_dcmread(file, ["SeriesInstanceUID"]).SeriesInstanceUID)
+                found.setdefault(uid, []).append(file)
+        except FormatError as error:
+            reading.refused.append(Refusal("", file, str(error)))
+    for uid, files in sorted(found.items()):
+        try:
+            reading.volumes.append(_read_one(files))
+        except (FormatError, GeometryError) as error:
+            reading.refused.append(Refusal(uid, files[0], str(error)))
+    return reading
+
+
+def _read_one(files: list[Path]) -> DicomVolume:
+    slices = []
+    for file in files:
+        with _refusals(file):
+            slices.append(_parse(_dcmread(file, _TAGS), file))
+    _check_alike(slices, files[0].parent)
+    slices, affine = _stack(slices, files[0].parent)
+    voxels = np.stack(
+        [(_read_pixels(one) * one.slope + one.intercept).astype(np.float32) for one in slices]
+    )
+    planes = []
+    for one in slices:
+        head = _dcmread(one.path, ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality"])
+        planes.append((Source(one.path, str(head.SOPClassUID), str(head.SOPInstanceUID), None),))
+    modality = str(head.get("Modality") or "")
+    return DicomVolume(
+        Volume(voxels, affine, slices[0].frame or None), str(head.StudyInstanceUID),
+        slices[0].series, modality, tuple(planes), False, "", "HU" if modality == "CT" else "", (),
+    )  # fmt: skip
