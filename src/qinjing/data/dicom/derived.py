@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qinjing.config import atomic_path
-from qinjing.data.dicom.planes import read_header
+from qinjing.data.dicom.planes import Plane, read_header
 from qinjing.data.dicom.series import DicomVolume, Source
-from qinjing.errors import ConfigError, FormatError
+from qinjing.errors import ConfigError, FormatError, InputError
 
 MANUFACTURER = "Qinjing"
 # Of the patient and the study, as the source says them; what a receiver matches by, and no more.
@@ -196,3 +196,57 @@ def coded(code: Any) -> Any:
     item.CodeValue, item.CodingSchemeDesignator = code.value, code.scheme
     item.CodeMeaning = code.meaning
     return item
+
+
+def references_of(plane: Plane) -> list[Any]:
+    """Return items that reference the images that a plane came from, and their frames."""
+    items = references(plane.sources)
+    for item in items:
+        uid = item.ReferencedSOPInstanceUID
+        frames = [one.frame for one in plane.sources if one.sop_instance_uid == uid and one.frame]
+        if frames:
+            item.ReferencedFrameNumber = frames if len(frames) > 1 else frames[0]
+    return items
+
+
+def new_file(
+    sop_class: str, modality: str, source: DicomVolume, maker: Maker, draw: Callable[..., str]
+) -> Any:
+    """Return a new instance in the source's patient and study, by pydicom alone.
+
+    Raises:
+        ConfigError: pydicom is not installed.
+        FormatError: the source's first file cannot be read, or is of another study.
+    """
+    try:
+        from pydicom.dataset import FileMetaDataset
+    except ModuleNotFoundError as error:
+        raise needs(error.name or "pydicom") from None
+    file = patient_and_study(source)
+    file.SOPClassUID, file.SOPInstanceUID = sop_class, draw("instance")
+    file.Modality, file.SeriesInstanceUID = modality, draw("series")
+    file.SeriesNumber, file.InstanceNumber = maker.series_number, 1
+    file.Manufacturer = file.ManufacturerModelName = MANUFACTURER
+    file.SoftwareVersions = file.DeviceSerialNumber = software()
+    file.OperatorsName = None
+    file.InstanceCreationDate = file.InstanceCreationTime = ""
+    file.SeriesDate = file.SeriesTime = ""
+    file.file_meta = FileMetaDataset()
+    file.file_meta.MediaStorageSOPClassUID = sop_class
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+    file.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    return file
+
+
+@contextmanager
+def refusals(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes of the parser into one sentence."""
+    try:
+        with quiet():
+            yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise FormatError("image", "small enough for this machine's memory", where=path) from None
+    except Exception as error:  # pydicom names no common class for them
+        raise FormatError("file", what, error, where=path) from None

@@ -85,15 +85,18 @@ def source_planes(source: DicomVolume) -> tuple[Plane, ...]:
 
 def own_planes(source: DicomVolume) -> tuple[Plane, ...]:
     """Return the slices of the volume's own grid, with the files that each came from."""
-    affine, shape = source.volume.affine, source.volume.shape
+    slices = grid_planes(source.volume)
     return tuple(
-        Plane(
-            affine[:3, 3] + affine[:3, 0] * d,
-            affine[:3, 1:3],
-            (shape[1], shape[2]),
-            tuple(source.planes[d]) if d < len(source.planes) else (),
-            preserved=False,
-        )
+        replace(plane, sources=tuple(sources), preserved=False)
+        for plane, sources in zip(slices, source.planes, strict=True)
+    )
+
+
+def grid_planes(volume: Volume) -> tuple[Plane, ...]:
+    """Return the slices of a grid."""
+    affine, shape = volume.affine, volume.shape
+    return tuple(
+        Plane(affine[:3, 3] + affine[:3, 0] * d, affine[:3, 1:3], (shape[1], shape[2]))
         for d in range(shape[0])
     )
 
@@ -214,6 +217,11 @@ def from_planes(
     h, w = np.indices(like.shape[1:])
     grid = np.stack([h, w], axis=-1) @ like.affine[:3, 1:3].T + like.affine[:3, 3]
     for d in range(like.shape[0]):
+        start = like.affine[:3, 3] + like.affine[:3, 0] * d
+        k = int(np.abs(heights - start @ normal).argmin())
+        if _is_slice(planes[k], start, like):
+            voxels[d] = pixels[k]
+            continue
         points = grid + like.affine[:3, 0] * d
         height = points @ normal
         if height.min() > heights[-1] + reach_mm or height.max() < heights[0] - reach_mm:
@@ -229,6 +237,16 @@ def from_planes(
             near &= (at[..., axis] >= 0) & (at[..., axis] < pixels.shape[axis + 1])
         voxels[d][near] = pixels[p[near], at[near][:, 0], at[near][:, 1]]
     return voxels
+
+
+def _is_slice(plane: Plane, start: np.ndarray, like: Volume) -> bool:
+    """Whether a plane is the slice of a volume that begins at `start`."""
+    if plane.shape != like.shape[1:]:
+        return False
+    ends = np.array([[0, 0], [plane.shape[0] - 1, 0], [0, plane.shape[1] - 1]])
+    apart = (plane.origin - start) + ends @ (plane.steps - like.affine[:3, 1:3]).T
+    least = float(np.linalg.norm(like.affine[:3, :3], axis=0).min())
+    return float(np.linalg.norm(apart, axis=1).max()) < SAME_VOXEL * least
 
 
 def as_grid(planes: Sequence[Plane], gap_mm: float | None = None) -> tuple[np.ndarray, list[int]]:

@@ -9,7 +9,6 @@ Source: DICOM PS3.3, A.51, A.90, C.8.20.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qinjing.data.dicom.codes import ANATOMY, Code, Term
-from qinjing.data.dicom.derived import needs, quiet
+from qinjing.data.dicom.derived import needs, refusals
 from qinjing.data.dicom.planes import (
     SAME_PLACE_MM,
     Plane,
@@ -26,11 +25,12 @@ from qinjing.data.dicom.planes import (
     source_planes,
 )
 from qinjing.data.dicom.series import DicomVolume
-from qinjing.errors import FormatError, GeometryError, InputError, LabelError
+from qinjing.errors import FormatError, GeometryError, LabelError
 from qinjing.volume import Volume
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+SOUND = "a sound DICOM segmentation"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class DicomSeg:
         return self._on(pixels, like)
 
     def _each(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        with _refusals(self.path):
+        with refusals(self.path, SOUND):
             yield from zip(self._plane_of, self._segment_of, self._frames(), strict=True)
 
     def _on(self, pixels: np.ndarray, like: DicomVolume | Volume | None) -> Volume:
@@ -186,7 +186,7 @@ def read_seg(path: str | Path) -> DicomSeg:
         from pydicom import dcmread
     except ModuleNotFoundError as error:
         raise needs(error.name or "pydicom") from None
-    with _refusals(path):
+    with refusals(path, SOUND):
         file = dcmread(path)
         if file.get("SOPClassUID") not in (SEGMENTATION, LABEL_MAP):
             got = getattr(file.get("SOPClassUID"), "name", None) or "an object of no class"
@@ -211,20 +211,6 @@ def read_seg(path: str | Path) -> DicomSeg:
             _segment_of=tuple(_number(file, f) if numbered else 0 for f in range(len(plane_of))),
             _frames=lambda: _decode(file, path),
         )
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes of the parser into one sentence."""
-    try:
-        with quiet():
-            yield
-    except InputError:
-        raise
-    except MemoryError:
-        raise FormatError("image", "small enough for this machine's memory", where=path) from None
-    except Exception as error:  # pydicom names no common class for them
-        raise FormatError("file", "a sound DICOM segmentation", error, where=path) from None
 
 
 def _of(file: Any, frame: int, group: str) -> Any:

@@ -28,6 +28,7 @@ from qinjing.data.dicom.derived import (
     patient_and_study,
     quiet,
     references,
+    references_of,
     save,
     software,
     uids,
@@ -37,6 +38,7 @@ from qinjing.data.dicom.series import DicomVolume
 from qinjing.errors import ConfigError, GeometryError, LabelError
 from qinjing.volume import Volume
 
+EXPLICIT, RUN_LENGTHS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"
 HOW = ("binary", "fractional", "labelmap")
 # Kelly's colours of maximum contrast, without black, white and grey.
 _COLOURS = (
@@ -133,7 +135,8 @@ def write_seg(
             content_description=f"{maker.algorithm} {maker.version}"[:64],
             content_creator_name=maker.creator,
             series_description=f"Segmentation ({maker.algorithm})"[:64],
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            # Run lengths pack whole bytes forty times and more; single bits nobody packs.
+            transfer_syntax_uid=EXPLICIT if how == "binary" else RUN_LENGTHS,
         )
         _refer(file, planes, source)
     finish(file, maker, draw)
@@ -254,7 +257,7 @@ def _describe(
             tracking_uid=tracking[value],
             tracking_id=names[value][:64],
             anatomic_regions=[CodedConcept(*_three(term.site))] if term.site else None,
-            display_color=CIELabColor.from_rgb(*_COLOURS[k % len(_COLOURS)]),
+            display_color=CIELabColor.from_rgb(*colour(k)),
         )
         modifiers = [coded(code) for code in (term.side, term.part) if code]
         if modifiers and term.site:
@@ -264,6 +267,11 @@ def _describe(
             kind.SegmentedPropertyTypeModifierCodeSequence = modifiers
         described.append(one)
     return described
+
+
+def colour(k: int) -> tuple[int, int, int]:
+    """Return the colour of the k-th label, from 0, as RGB from 0 to 255."""
+    return _COLOURS[k % len(_COLOURS)]
 
 
 def _three(code: Any) -> tuple[str, str, str]:
@@ -336,14 +344,3 @@ def _refer(file: Any, planes: Sequence[Plane], source: DicomVolume) -> None:
                 item.SpatialLocationsPreserved = "YES" if plane.preserved else "NO"
             made[id(plane)] = items
         derivation.SourceImageSequence = made[id(plane)]
-
-
-def references_of(plane: Plane) -> list[Any]:
-    """Return items that reference the images that a plane came from, and their frames."""
-    items = references(plane.sources)
-    for item in items:
-        uid = item.ReferencedSOPInstanceUID
-        frames = [one.frame for one in plane.sources if one.sop_instance_uid == uid and one.frame]
-        if frames:
-            item.ReferencedFrameNumber = frames if len(frames) > 1 else frames[0]
-    return items
