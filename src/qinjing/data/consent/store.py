@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +18,18 @@ from qinjing.data.consent.record import (
     from_columns,
     now,
 )
-from qinjing.errors import ConfigError, QinjingError
+from qinjing.data.database import Database, missing
+from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Select, Table
+    from sqlalchemy import Connection, Select, Table
 
 VARIABLE = "QINJING_CONSENT"
 Current = Mapping[tuple[str, str], Row]
 
-_WAIT_S = 30  # for another process's append
+_WHAT, _EXTRA = "consent store", "consent"
+_ALONE = "LOCK TABLE consent IN SHARE ROW EXCLUSIVE MODE"
+_ALONE_BEFORE = "SELECT pg_advisory_xact_lock(7161465)"  # while there is no table to lock
 _TEXTS = (
     "patient_id", "purpose", "decision", "decided", "start", "end", "source", "source_sha256",
     "recorded_by", "basis", "recorded", "previous", "digest",
@@ -64,11 +66,15 @@ class Store:
 
     def __init__(self, place: str | Path | None = None, *, create: bool = False) -> None:
         self._table = _table()
-        self._engine, self.name = _engine(place, create)
-        with self._connected() as connection:
+        place = place or os.environ.get(VARIABLE)
+        if not place:
+            raise ConfigError(_WHAT, "named", "none", advice=f"set {VARIABLE} to a file or a URL")
+        self._database = Database(place, what=_WHAT, extra=_EXTRA, create=create)
+        self.name = self._database.name
+        with self._database.connected() as connection:
             if not self._has_table(connection):
                 if not create:
-                    raise ConfigError("consent store", "one", "another database", where=self.name)
+                    raise ConfigError(_WHAT, "one", "another database", where=self.name)
                 self._make()
 
     def append(self, changes: Iterable[Change]) -> int:
@@ -113,7 +119,7 @@ class Store:
             at: as the store stood then; None: as it stands.
             after: of the rows behind this number only.
         """
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             return self._current(connection, purpose, patient_id, at, after)
 
     def permitted(self, patient_id: str, purpose: str, at: datetime | None = None) -> bool:
@@ -140,26 +146,26 @@ class Store:
             query = query.where(column.icontains(like, autoescape=True))
         if after:
             query = query.where(column > after)
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             return list(connection.scalars(query))
 
     def history(self, patient_id: str) -> list[Row]:
         """Return all that was ever recorded of a patient, in its order."""
         c = self._table.c
         query = self._select(self._table).where(c.patient_id == patient_id).order_by(c.seq)
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             return [from_columns(dict(found._mapping)) for found in connection.execute(query)]
 
     def head(self) -> tuple[int, str]:
         """Return the number of rows and the last one's digest, "" where there is none."""
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             count, digest, _ = self._last(connection)
             return count, digest
 
     def holds(self, count: int, digest: str) -> bool:
         """Whether this was the head once: what was read then is still a part of the chain."""
         c = self._table.c
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             found = connection.scalar(self._select(c.digest).where(c.seq == count))
         return (found or "") == digest
 
@@ -173,7 +179,7 @@ class Store:
         faults: list[str] = []
         wanted, previous, last, count = set(known), "", "", 0
         query = self._select(self._table).order_by(self._table.c.seq)
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             connection.exec_driver_sql("BEGIN")  # one look, in parts: only within a transaction
             for row in connection.execute(query, execution_options={"yield_per": 1000}):
                 found = dict(row._mapping)
@@ -196,7 +202,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self._database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -210,7 +216,7 @@ class Store:
         self.close()
 
     def _append(self, make: Callable[[Connection], Iterable[Change]]) -> int:
-        with self._writing() as connection:
+        with self._database.writing(_ALONE) as connection:
             count, previous, recorded = self._last(connection)
             moment = max(now(), datetime.fromisoformat(recorded)) if recorded else now()
             lines = []
@@ -265,48 +271,11 @@ class Store:
 
     def _make(self) -> None:
         """Make the table and what refuses to change it; another process may be about it, too."""
-        with self._writing(empty=True) as connection:
+        with self._database.writing(_ALONE_BEFORE) as connection:
             if not self._has_table(connection):
                 self._table.create(connection)
-                on_sqlite = self._engine.dialect.name == "sqlite"
-                for line in _SQLITE_TRIGGERS if on_sqlite else _POSTGRESQL_TRIGGERS:
+                for line in _SQLITE_TRIGGERS if self._database.on_sqlite else _POSTGRESQL_TRIGGERS:
                     connection.exec_driver_sql(line)
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        """A connection on which every statement stands for itself; its errors in our words."""
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except QinjingError:
-            raise
-        except (SQLAlchemyError, ValueError) as error:
-            # Messages of databases repeat values, patients' among them: the kind must do.
-            cause = getattr(error, "orig", None) or error
-            raise ConfigError(
-                "consent store", "a database that can be reached and used", type(cause).__name__,
-                where=self.name,
-            ) from None  # fmt: skip
-
-    @contextmanager
-    def _writing(self, empty: bool = False) -> Iterator[Connection]:
-        """A connection that alone may write until the block ends; all of it stays, or nothing."""
-        with self._connected() as connection:
-            if self._engine.dialect.name == "sqlite":
-                begin = ["BEGIN IMMEDIATE"]
-            else:  # a key of our own, since there is no table to lock before it is made
-                begin = ["BEGIN", "SELECT pg_advisory_xact_lock(7161465)" if empty else
-                         "LOCK TABLE consent IN SHARE ROW EXCLUSIVE MODE"]  # fmt: skip
-            for line in begin:
-                connection.exec_driver_sql(line)
-            try:
-                yield connection
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
-            connection.exec_driver_sql("COMMIT")
 
 
 def check_purpose(purpose: str) -> None:
@@ -323,10 +292,7 @@ def _table() -> Table:
     try:
         from sqlalchemy import Column, Index, Integer, MetaData, Table, Text
     except ImportError:
-        raise ConfigError(
-            "consent store", "read with SQLAlchemy", "no such package",
-            advice="pip install 'qinjing[consent]'",
-        ) from None  # fmt: skip
+        raise missing(_WHAT, "SQLAlchemy", _EXTRA) from None
     texts = [Column(name, Text, nullable=name in ("start", "end")) for name in _TEXTS]
     table = Table(
         "consent", MetaData(), Column("seq", Integer, primary_key=True, autoincrement=False), *texts
@@ -335,43 +301,3 @@ def _table() -> Table:
     Index("consent_for", table.c.purpose, table.c.patient_id, table.c.seq)
     Index("consent_source", table.c.source_sha256)
     return table
-
-
-def _engine(place: str | Path | None, create: bool) -> tuple[Engine, str]:
-    """The engine of a place, and its name without a password."""
-    from sqlalchemy import URL, create_engine, make_url
-    from sqlalchemy.exc import ArgumentError
-
-    place = place or os.environ.get(VARIABLE)
-    if not place:
-        raise ConfigError(
-            "consent store", "named", "none", advice=f"set {VARIABLE} to a file or a URL"
-        )
-    try:
-        url = make_url(str(place)) if "://" in str(place) else URL.create("sqlite")
-    except ArgumentError:  # which repeats the URL, and so perhaps a password
-        raise ConfigError("consent store", "a file or a URL", "another thing") from None
-    kind = url.get_backend_name()
-    if kind not in ("sqlite", "postgresql"):
-        raise ConfigError("consent store", "of SQLite or PostgreSQL", kind)
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "hide_parameters": True}
-    if kind == "postgresql":
-        try:
-            url = url.set(drivername="postgresql+psycopg")
-            engine = create_engine(url, pool_pre_ping=True, **options)
-        except ImportError:
-            raise ConfigError(
-                "consent store", "read with psycopg", "no such package",
-                advice="pip install 'qinjing[consent]'",
-            ) from None  # fmt: skip
-        return engine, url.render_as_string(hide_password=True)
-    file = Path(url.database or "") if "://" in str(place) else Path(place)
-    if not file.name:
-        raise ConfigError("consent store", "a file", "none")
-    if not file.is_file():
-        if not create:
-            raise ConfigError("consent store", "there", "nothing", where=file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)  # patients' ids lie in it
-    url = URL.create("sqlite", database=str(file.resolve()))
-    return create_engine(url, connect_args={"timeout": _WAIT_S}, **options), str(file)
