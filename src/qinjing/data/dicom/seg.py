@@ -34,11 +34,11 @@ from qinjing.data.dicom.derived import (
     uids,
 )
 from qinjing.data.dicom.planes import Plane, source_planes, to_planes
+from qinjing.data.dicom.rle import pack
 from qinjing.data.dicom.series import DicomVolume
 from qinjing.errors import ConfigError, GeometryError, LabelError
 from qinjing.volume import Volume
 
-EXPLICIT, RUN_LENGTHS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"
 HOW = ("binary", "fractional", "labelmap")
 # Kelly's colours of maximum contrast, without black, white and grey.
 _COLOURS = (
@@ -135,10 +135,11 @@ def write_seg(
             content_description=f"{maker.algorithm} {maker.version}"[:64],
             content_creator_name=maker.creator,
             series_description=f"Segmentation ({maker.algorithm})"[:64],
-            # Run lengths pack whole bytes forty times and more; single bits nobody packs.
-            transfer_syntax_uid=EXPLICIT if how == "binary" else RUN_LENGTHS,
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
         )
         _refer(file, planes, source)
+        if how != "binary":  # label maps shrink forty times; single bits nobody packs
+            pack(file)
     finish(file, maker, draw)
     return WrittenSeg(
         path=save(file, path),
