@@ -1,121 +1,208 @@
-"""One folder of one CT or MR series, single-frame files, as a Volume.
+"""DICOM images of any mixture, as series and their volumes.
 
-Place and order come from ImagePositionPatient, ImageOrientationPatient and PixelSpacing alone:
-file names, InstanceNumber, SliceLocation and SliceThickness are known to lie. What a regular grid
-cannot say (uneven gaps, a tilted gantry) is refused, never resampled in silence.
+Files are told by what they say, never by their names: a series by its UID, a plane by its place.
+Headers come first and pixels only when a volume is loaded, so that fifty series need the memory of
+one. What cannot be read right is refused with its reason, series by series, and the rest goes on.
 
-Source: DICOM PS3.3, C.7.6.2 (image plane), C.11.1 (modality LUT).
+Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16 (multi-frame).
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from qinjing.data.dicom.apart import part
+from qinjing.data.dicom.elements import DamagedError, is_dicom, read_elements
+from qinjing.data.dicom.files import find_files
+from qinjing.data.dicom.header import Identity, Plane, identify, planes_of
+from qinjing.data.dicom.pixels import read_frames
 from qinjing.data.dicom.series import DicomVolume, Reading, Refusal, Source
+from qinjing.data.dicom.stack import Stack, resample, stack
 from qinjing.data.nifti import Header
-from qinjing.errors import ConfigError, FormatError, GeometryError
+from qinjing.errors import FormatError, GeometryError, InputError
 from qinjing.volume import Volume
 
-KINDS = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
-# How far a slice may lie from its place on the regular grid, as a part of the gap: what rounding
-# of written positions explains, and far below what a missing slice does.
-TOLERANCE = 0.05
 SAME_DIRECTION = 1e-4  # of direction cosines, which are written with six digits or more
-SAME_PLACE_MM = 1e-3
-_TAGS = (
-    "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "NumberOfFrames",
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
-    "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "RescaleSlope", "RescaleIntercept",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class _Slice:
-    """What one file says of itself.
+class Planned:
+    """A volume whose planes are known and whose pixels are not read yet.
 
     Attributes:
-        path: the file.
-        series: SeriesInstanceUID.
-        frame: FrameOfReferenceUID, "" where there is none.
-        shape: (rows, columns).
-        dtype: as the pixels are stored.
-        position: centre of the first voxel, LPS millimetres.
-        directions: unit vectors along W (a row) and along H (a column), LPS, (2, 3).
-        spacing_mm: along H and W.
-        slope: what stored values are multiplied with.
-        intercept: what is added then.
+        stack: its planes and their grid.
+        what: what tells it from the series' other volumes, or "".
+        dtype: of the voxels: as stored where nothing scales them, else float32.
+        units: "HU", "SUVbw" and so on, "" where none is stated.
+        notes: sentences that say what is done to the voxels or the grid.
     """
 
-    path: Path
-    series: str
-    frame: str
-    shape: tuple[int, int]
+    stack: Stack
+    what: str
     dtype: np.dtype
-    position: np.ndarray
-    directions: np.ndarray
-    spacing_mm: np.ndarray
-    slope: float
-    intercept: float
+    units: str
+    notes: tuple[str, ...]
+
+    @property
+    def header(self) -> Header:
+        """Shape, affine and type of the volume."""
+        return Header(self.stack.shape, self.stack.affine, self.dtype)
+
+    @property
+    def file(self) -> Identity:
+        """The first plane's file."""
+        return self.stack.planes[0].file
+
+
+@dataclass(eq=False)
+class Series:
+    """One series by its headers.
+
+    Attributes:
+        study: StudyInstanceUID.
+        uid: SeriesInstanceUID.
+        modality: "CT", "MR" and so on.
+        volumes: those that can be loaded.
+        refused: why others, or all, cannot be.
+        sound: every file could be read.
+        stacks: how many sets of parallel planes of one size they hold.
+    """
+
+    study: str
+    uid: str
+    modality: str
+    volumes: list[Planned] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    sound: bool = True
+    stacks: int = 1
+
+
+@dataclass(eq=False)
+class Place:
+    """The series of a folder, zip, DICOMDIR or file.
+
+    Attributes:
+        series: in the order of their UIDs.
+        refused: files of no series.
+    """
+
+    series: list[Series]
+    refused: list[Refusal]
+    # Of an unpacked zip: the folder goes when nobody holds the place any more.
+    _unpacked: object = field(default=None, repr=False)
+
+
+def read_dicom(place: str | Path) -> Reading:
+    """Read every volume of a place into memory; `find_series` and `load` go one by one.
+
+    Args:
+        place: a folder with all below it, a zip, a DICOMDIR or a file.
+
+    Raises:
+        ConfigError: pydicom is not installed, which decodes compressed pixels.
+        FormatError: there is no such place.
+    """
+    found = find_series(place)
+    reading = Reading(refused=list(found.refused), _unpacked=found._unpacked)
+    for series in found.series:
+        reading.refused += series.refused
+        for planned in series.volumes:
+            try:
+                reading.volumes.append(load(planned))
+            except (FormatError, GeometryError) as error:
+                reading.refused.append(Refusal(series.uid, planned.file.path, str(error)))
+    return reading
+
+
+def find_series(place: str | Path, progress: Callable[[int, int], None] | None = None) -> Place:
+    """Find the series of a place and how their volumes lie, by headers alone.
+
+    Args:
+        place: a folder with all below it, a zip, a DICOMDIR or a file.
+        progress: called with (files done, files in all).
+
+    Raises:
+        FormatError: there is no such place.
+    """
+    files = find_files(Path(place))
+    series, refused = _series_of(files.paths, progress)
+    return Place(series, files.refused + refused, files.unpacked)
+
+
+def load(planned: Planned) -> DicomVolume:
+    """Read a volume's pixels.
+
+    Raises:
+        ConfigError: pydicom is not installed, which decodes compressed pixels.
+        FormatError: pixels are cut off, or cannot be decoded here.
+    """
+    grid, file = planned.stack, planned.file
+    with _refusals(file.path):
+        shape = (len(grid.planes), *grid.planes[0].shape)
+        voxels = np.empty(shape, planned.dtype)
+        _fill(voxels, grid.planes)
+        if grid.resampling is not None:
+            voxels = resample(voxels, grid.resampling)
+    planes: tuple[tuple[Source, ...], ...] = tuple((plane.source,) for plane in grid.planes)
+    if grid.resampling is not None:
+        planes = tuple(
+            tuple(grid.planes[i].source for i, _ in grid.resampling.parents(d))
+            for d in range(grid.shape[0])
+        )
+    return DicomVolume(
+        Volume(voxels, grid.affine, file.frame_of_reference or None), file.study, file.series,
+        file.modality, planes, grid.resampling is not None, planned.what, planned.units,
+        planned.notes,
+    )  # fmt: skip
 
 
 def read_series(folder: str | Path) -> Volume:
-    """Read a folder that holds one series, its slices in the order of their positions.
+    """Read a folder that holds one series of one volume, its slices as they are.
 
     D runs along the normal of the slices (from the feet to the head in an axial series), H down
     the rows, W along them. Stored values keep their type where no file declares a scale; otherwise
-    they become float32, in Hounsfield units for CT.
+    they become float32, in Hounsfield units for CT. What `load` would resample is refused here,
+    where nothing could say so.
 
     Args:
         folder: its ``*.dcm`` files are read, or where there are none, all that are DICOM by their
             first bytes; others and subfolders are left alone.
 
     Raises:
-        ConfigError: pydicom is not installed.
-        FormatError: a file is damaged, no CT or MR image, of another series, or compressed in a
-            way that this installation cannot undo.
+        ConfigError: pydicom is not installed, which decodes compressed pixels.
+        FormatError: a file is damaged, no image, of another series, or compressed in a way that
+            this installation cannot undo.
         GeometryError: the slices make no regular grid: a gap, a tilt, two at one place.
     """
-    slices, header = _read_headers(Path(folder))
-    voxels = np.empty(header.shape, header.dtype)
-    for d, one in enumerate(slices):
-        pixels = _read_pixels(one)
-        if header.dtype == one.dtype:
-            voxels[d] = pixels
-        else:
-            voxels[d] = pixels * one.slope + one.intercept
-    return Volume(voxels, header.affine, slices[0].frame or None)
+    return load(_single(Path(folder))).volume
 
 
 def read_series_header(folder: str | Path) -> Header:
     """Read shape, affine and type of what `read_series` returns, without the pixels.
 
     Raises:
-        ConfigError: pydicom is not installed.
-        FormatError: a file is damaged, no CT or MR image, or of another series.
+        FormatError: a file is damaged, no image, or of another series.
         GeometryError: the slices make no regular grid.
     """
-    return _read_headers(Path(folder))[1]
+    return _single(Path(folder)).header
 
 
 def read_patient_id(folder: str | Path) -> str:
     """Return the PatientID of a folder's first file, "" where there is none.
 
     Raises:
-        ConfigError: pydicom is not installed.
         FormatError: no file, or a damaged one.
     """
-    file = series_files(Path(folder))[0]
-    with _refusals(file):
-        return str(_dcmread(file, ["PatientID"]).get("PatientID") or "").strip()
+    path = series_files(Path(folder))[0]
+    with _refusals(path):
+        file = read_elements(path)
+        coded = "utf-8" if "192" in file.text(0x00080005) else "latin-1"
+        return file.raw(0x00100020).decode(coded, "replace").strip(" \0")
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -135,217 +222,195 @@ def series_files(folder: Path) -> list[Path]:
     return found
 
 
-def _has_magic(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+def _has_magic(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes of the parser into one sentence."""
+    """Turn whatever a damaged file brings about into one sentence that names it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values; those that are used are checked
-            yield
-    except (FormatError, GeometryError, ConfigError):
+        yield
+    except InputError:
         raise
     except MemoryError:
         raise FormatError("image", "small enough for this machine's memory", where=path) from None
-    except Exception as error:  # pydicom names no common class for them
-        raise FormatError("file", "sound DICOM", error, where=path) from None
+    except DamagedError as error:
+        # "name must be rule, got value", as all refusals are.
+        name, _, rest = str(error).partition(" must be ")
+        rule, _, got = rest.partition(", got ")
+        if not rest:
+            raise FormatError("file", "sound DICOM", error, where=path) from None
+        raise FormatError(name, rule, got or None, where=path) from None
+    except OSError as error:
+        raise FormatError("file", "readable", error, where=path) from None
 
 
-def _dcmread(path: Path, tags: Sequence[str] | None = None) -> Any:
-    """Read a file; with `tags` these alone, and no pixels."""
-    try:
-        from pydicom import dcmread
-    except ModuleNotFoundError as error:
-        advice = "pip install 'qinjing[dicom]'"
-        raise ConfigError(
-            error.name or "pydicom", "installed to read DICOM", advice=advice
-        ) from None
-    if tags is None:
-        return dcmread(path)
-    return dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-
-
-def _read_headers(folder: Path) -> tuple[list[_Slice], Header]:
-    """The slices in order, and the grid that they make."""
-    slices = []
-    for file in series_files(folder):
-        with _refusals(file):
-            slices.append(_parse(_dcmread(file, _TAGS), file))
-    _check_alike(slices, folder)
-    slices, affine = _stack(slices, folder)
-    scaled = any((one.slope, one.intercept) != (1.0, 0.0) for one in slices)
-    dtype = np.dtype(np.float32) if scaled else slices[0].dtype
-    return slices, Header((len(slices), *slices[0].shape), affine, dtype)
-
-
-def _parse(file: Any, path: Path) -> _Slice:
-    """Check one file's header."""
-    sop = file.get("SOPClassUID") or file.file_meta.get("MediaStorageSOPClassUID")
-    if str(sop) not in KINDS:
-        got = getattr(sop, "name", None) or "an object of no class"
-        raise FormatError("file", "a single-frame CT or MR image", got, where=path)
-    if "MOSAIC" in (file.get("ImageType") or ()) or int(file.get("NumberOfFrames") or 1) != 1:
-        raise FormatError("file", "one slice", "several in one image", where=path)
-    colours = (int(file.get("SamplesPerPixel") or 1), file.get("PhotometricInterpretation"))
-    if colours != (1, "MONOCHROME2"):
-        raise FormatError("pixels", "grey, MONOCHROME2", colours[1], where=path)
-    bits, signed = int(file.BitsAllocated), int(file.PixelRepresentation)
-    if bits not in (8, 16, 32) or signed not in (0, 1):
-        raise FormatError("BitsAllocated", "8, 16 or 32", bits, where=path)
-    directions = _numbers(file, "ImageOrientationPatient", 6, path).reshape(2, 3)
-    spacing_mm = _numbers(file, "PixelSpacing", 2, path)
-    if (spacing_mm <= 0).any():
-        raise GeometryError("PixelSpacing", "positive", spacing_mm.tolist(), where=path)
-    lengths = np.linalg.norm(directions, axis=1)
-    if abs(lengths - 1).max() > 1e-3 or abs(directions[0] @ directions[1]) > 1e-3:
-        raise GeometryError("ImageOrientationPatient", "two unit vectors at a right angle",
-                            directions.tolist(), where=path)  # fmt: skip
-    return _Slice(
-        path=path,
-        series=str(file.SeriesInstanceUID),
-        frame=str(file.get("FrameOfReferenceUID") or ""),
-        shape=(int(file.Rows), int(file.Columns)),
-        dtype=np.dtype(f"{'i' if signed else 'u'}{bits // 8}"),
-        position=_numbers(file, "ImagePositionPatient", 3, path),
-        directions=directions / lengths[:, None],
-        spacing_mm=spacing_mm,
-        slope=float(_numbers(file, "RescaleSlope", 1, path, 1.0)[0]),
-        intercept=float(_numbers(file, "RescaleIntercept", 1, path, 0.0)[0]),
-    )
-
-
-def _numbers(file: Any, name: str, n: int, path: Path, default: float | None = None) -> np.ndarray:
-    """Finite numbers of an element; a missing one is refused unless it has a default."""
-    value = file.get(name)
-    if value is None and default is not None:
-        value = default
-    found = np.atleast_1d(np.asarray([] if value is None else value, dtype=np.float64))
-    if found.shape != (n,) or not np.isfinite(found).all():
-        got = "nothing" if value is None else value
-        raise FormatError(name, "a number" if n == 1 else f"{n} numbers", got, where=path)
-    return found
-
-
-def _check_alike(slices: Sequence[_Slice], folder: Path) -> None:
-    """Refuse a folder of more than one series, or of slices of different make."""
-    first = slices[0]
-    for one in slices[1:]:
-        both = f"others in {first.path.name} and {one.path.name}"
-        if one.series != first.series:
-            n = len({each.series for each in slices})
-            raise FormatError("folder", "of one series", f"{n}, {both}", where=folder,
-                              advice="name the folder of one series")  # fmt: skip
-        turned = abs(one.directions - first.directions).max() > SAME_DIRECTION
-        if turned or one.frame != first.frame:
-            raise GeometryError("slices", "parallel, in one frame of reference", both, where=folder)
-        same_size = one.shape == first.shape and one.dtype == first.dtype
-        if not same_size or not np.allclose(one.spacing_mm, first.spacing_mm, rtol=1e-5):
-            raise GeometryError("slices", "of one size, spacing and type", both, where=folder)
-
-
-def _stack(slices: Sequence[_Slice], folder: Path) -> tuple[list[_Slice], np.ndarray]:
-    """Order slices along their normal; the affine of the grid that they make.
-
-    Raises:
-        GeometryError: they make none.
-    """
-    if len(slices) < 2:
-        raise GeometryError("series", "of at least two slices", len(slices), where=folder)
-    along_row, along_column = slices[0].directions
-    normal = np.cross(along_row, along_column)
-    ordered = sorted(slices, key=lambda one: float(one.position @ normal))
-    moved = np.array([one.position - ordered[0].position for one in ordered])
-    heights = moved @ normal
-    gaps = np.diff(heights)
-    narrow = int(gaps.argmin())
-    if gaps[narrow] < SAME_PLACE_MM:
-        pair = f"{ordered[narrow].path.name} and {ordered[narrow + 1].path.name}"
-        raise GeometryError("slices", "one at each place", f"two at one, {pair}", where=folder,
-                            advice="take the time points or echoes apart")  # fmt: skip
-    gap = float(heights[-1]) / len(gaps)
-    sideways = np.linalg.norm(moved - np.outer(heights, normal), axis=1)
-    if sideways.max() > TOLERANCE * gap:
-        worst = int(sideways.argmax())
-        tilt_deg = math.degrees(math.atan2(sideways[worst], heights[worst]))
-        raise GeometryError("slices", "stacked at a right angle, without gantry tilt",
-                            f"{tilt_deg:.1f} degrees", where=folder)  # fmt: skip
-    if abs(heights - gap * np.arange(len(ordered))).max() > TOLERANCE * gap:
-        wide = int(gaps.argmax())
-        got = (
-            f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm, the widest between"
-            f" {ordered[wide].path.name} and {ordered[wide + 1].path.name}"
-        )
-        raise GeometryError("slices", "evenly spaced, none missing", got, where=folder)
-    affine = np.eye(4)
-    row_mm, column_mm = slices[0].spacing_mm
-    affine[:3, 0] = normal / np.linalg.norm(normal) * gap
-    affine[:3, 1] = along_column * row_mm
-    affine[:3, 2] = along_row * column_mm
-    affine[:3, 3] = ordered[0].position
-    return ordered, affine
-
-
-def _read_pixels(one: _Slice) -> np.ndarray:
-    """The stored values of a slice, (H, W)."""
-    with _refusals(one.path):
-        file = _dcmread(one.path)
-        syntax = file.file_meta.TransferSyntaxUID
+def _series_of(
+    paths: Iterable[Path], progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Series], list[Refusal]]:
+    """Sort files into series by UID, and plan each; files of none are refused."""
+    found: dict[str, Series] = {}
+    planes: dict[str, list[Plane]] = {}
+    refused: list[Refusal] = []
+    seen: set[tuple[str, str]] = set()
+    every = list(paths)
+    for done, path in enumerate(every, 1):
+        key = ""
         try:
-            pixels = file.pixel_array
-        except (RuntimeError, NotImplementedError):
-            # pydicom lists in many lines which packages would be needed.
-            rule = "of a transfer syntax that can be decoded here"
-            advice = "decompress the series first"
-            raise FormatError("pixels", rule, syntax.name, where=one.path, advice=advice) from None
-        if pixels.shape != one.shape:
-            raise FormatError("pixels", f"of shape {one.shape}", pixels.shape, where=one.path)
-        return np.asarray(pixels)
-
-
-def read_dicom(place: Path) -> Reading:
-    """Read every series below a folder: volumes and refusals.
-
-    Raises:
-        ConfigError: pydicom is not installed.
-    """
-    found: dict[str, list[Path]] = {}
-    reading = Reading()
-    for file in sorted(p for p in Path(place).rglob("*") if p.is_file()):
-        try:
-            if _has_magic(file):
-                with _refusals(file):
-                    uid = str(_dcmread(file, ["SeriesInstanceUID"]).SeriesInstanceUID)
-                found.setdefault(uid, []).append(file)
+            with _refusals(path):
+                file = read_elements(path)
+                if 0x00041220 in file:
+                    continue  # a DICOMDIR
+                one = identify(file, path)
+                key = one.series_key
+                if key not in found:
+                    found[key], planes[key] = Series(one.study, one.series, one.modality), []
+                if one.instance and (key, one.instance) in seen:
+                    continue  # a copy: the same UID is the same image
+                planes[key] += planes_of(file, one, path.stat().st_size)
+                seen.add((key, one.instance))
         except FormatError as error:
-            reading.refused.append(Refusal("", file, str(error)))
-    for uid, files in sorted(found.items()):
-        try:
-            reading.volumes.append(_read_one(files))
-        except (FormatError, GeometryError) as error:
-            reading.refused.append(Refusal(uid, files[0], str(error)))
-    return reading
+            if not key:
+                refused.append(Refusal("", path, str(error)))
+            elif found[key].sound:
+                found[key].sound = False
+                found[key].refused.append(Refusal(found[key].uid, path, str(error)))
+        if progress is not None:
+            progress(done, len(every))
+    for key, series in found.items():
+        # Without one of its slices a series would be another one.
+        if series.sound:
+            _plan(series, planes[key])
+    return [found[key] for key in sorted(found)], refused
 
 
-def _read_one(files: list[Path]) -> DicomVolume:
-    slices = []
-    for file in files:
-        with _refusals(file):
-            slices.append(_parse(_dcmread(file, _TAGS), file))
-    _check_alike(slices, files[0].parent)
-    slices, affine = _stack(slices, files[0].parent)
-    voxels = np.stack(
-        [(_read_pixels(one) * one.slope + one.intercept).astype(np.float32) for one in slices]
+def _plan(series: Series, planes: list[Plane]) -> None:
+    """Part a series' planes into volumes, and find the grid of each."""
+    groups = _alike(planes)
+    series.stacks = len(groups)
+    for k, group in enumerate(groups, 1):
+        prefix = f"stack {k} " if len(groups) > 1 else ""
+        for what, some in part(group):
+            try:
+                with _refusals(some[0].file.path.parent):
+                    series.volumes.append(_planned(some, (prefix + what).strip()))
+            except GeometryError as error:
+                path = some[0].file.path
+                where = path.parent if some[0].single else path
+                reason = f"{prefix + what}: {error}" if prefix + what else str(error)
+                series.refused.append(Refusal(series.uid, path, f"{reason} ({where})"))
+
+
+def _planned(planes: list[Plane], what: str) -> Planned:
+    grid = stack(planes)
+    scaled = any((plane.scale.slope, plane.scale.intercept) != (1.0, 0.0) for plane in planes)
+    keep = not scaled and grid.resampling is None
+    dtype = planes[0].stored.dtype if keep else np.dtype(np.float32)
+    units = {plane.scale.units for plane in planes}
+    said = dict.fromkeys(note for plane in grid.planes for note in plane.scale.notes)
+    notes = [*grid.notes, *list(said)[:3]]
+    if not planes[0].file.series:
+        notes.append("Files without SeriesInstanceUID: those of one folder were taken as a series.")
+    return Planned(grid, what, dtype, units.pop() if len(units) == 1 else "", tuple(notes))
+
+
+def _alike(planes: list[Plane]) -> list[list[Plane]]:
+    """Group planes that are parallel, of one size, spacing, type and frame of reference."""
+    groups: list[list[Plane]] = []
+    known: dict[tuple[object, ...], list[Plane]] = {}
+    for plane in planes:
+        key = (plane.file.frame_of_reference, plane.shape, plane.stored.dtype,
+               plane.directions.tobytes(), plane.spacing_mm.tobytes())  # fmt: skip
+        group = known.get(key)
+        if group is None:
+            group = next((some for some in groups if _fits(plane, some[0])), None)
+            if group is None:
+                group = []
+                groups.append(group)
+            known[key] = group
+        group.append(plane)
+    return groups
+
+
+def _fits(one: Plane, other: Plane) -> bool:
+    return (
+        one.file.frame_of_reference == other.file.frame_of_reference
+        and one.shape == other.shape
+        and one.stored.dtype == other.stored.dtype
+        and bool(abs(one.directions - other.directions).max() <= SAME_DIRECTION)
+        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-5)
     )
-    planes = []
-    for one in slices:
-        head = _dcmread(one.path, ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality"])
-        planes.append((Source(one.path, str(head.SOPClassUID), str(head.SOPInstanceUID), None),))
-    modality = str(head.get("Modality") or "")
-    return DicomVolume(
-        Volume(voxels, affine, slices[0].frame or None), str(head.StudyInstanceUID),
-        slices[0].series, modality, tuple(planes), False, "", "HU" if modality == "CT" else "", (),
-    )  # fmt: skip
+
+
+def _fill(voxels: np.ndarray, planes: tuple[Plane, ...]) -> None:
+    """Read all planes, each file once."""
+    files: dict[Path, dict[int, list[int]]] = {}
+    for d, plane in enumerate(planes):
+        files.setdefault(plane.file.path, {}).setdefault(plane.frame, []).append(d)
+    for path, frames in files.items():
+        first = planes[next(iter(frames.values()))[0]]
+        wanted = sorted(frames)
+        with _refusals(path):
+            for frame, pixels in zip(wanted, read_frames(first.stored, wanted), strict=True):
+                for d in frames[frame]:
+                    _scale(pixels, planes[d], voxels[d])
+
+
+def _scale(pixels: np.ndarray, plane: Plane, out: np.ndarray) -> None:
+    """Cut a plane out of its frame and turn stored values into what they mean."""
+    if plane.tile is not None:
+        row, column = plane.tile
+        pixels = pixels[row : row + plane.shape[0], column : column + plane.shape[1]]
+    slope, intercept = plane.scale.slope, plane.scale.intercept
+    if out.dtype == pixels.dtype:
+        out[...] = pixels
+    elif slope == 1 and pixels.dtype.itemsize <= 2 and pixels.dtype.kind in "iu":
+        np.add(pixels, np.float32(intercept), out=out)  # exact: the values fit into 24 bits
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[...] = pixels * np.float64(slope) + intercept
+
+
+def _single(folder: Path) -> Planned:
+    """The only volume of a folder's only series, its planes as they are."""
+    series, refused = _series_of(series_files(folder))
+    if refused:
+        raise _as_error(FormatError, refused[0])
+    if len(series) > 1:
+        files = sorted(_a_file(each).name for each in series)
+        got = f"{len(series)}, others in {' and '.join(files[:2])}"
+        advice = "name the folder of one series"
+        raise FormatError("folder", "of one series", got, where=folder, advice=advice)
+    if not series:
+        raise FormatError("folder", "of one series", "none", where=folder)
+    one = series[0]
+    if not one.sound:
+        raise _as_error(FormatError, one.refused[0])
+    advice = "`qinjing data dicom` reads such series"
+    if one.stacks > 1:
+        rule = "parallel, of one size, spacing and type, in one frame of reference"
+        raise GeometryError("slices", rule, f"{one.stacks} stacks", where=folder, advice=advice)
+    if one.refused:
+        raise _as_error(GeometryError, one.refused[0])
+    if len(one.volumes) > 1:
+        got = ", ".join(planned.what for planned in one.volumes)
+        raise GeometryError("series", "of one volume", got, where=folder, advice=advice)
+    grid = one.volumes[0].stack
+    if grid.resampling is not None:
+        rule = "stacked at a right angle and evenly spaced"
+        raise GeometryError("slices", rule, grid.fault, where=folder, advice=advice)
+    return one.volumes[0]
+
+
+def _a_file(series: Series) -> Path:
+    """A file that belongs to the series."""
+    return series.volumes[0].file.path if series.volumes else series.refused[0].path
+
+
+def _as_error(kind: type[FormatError] | type[GeometryError], refusal: Refusal) -> InputError:
+    """The error that a refusal was made of."""
+    error = kind("series", "readable", where=refusal.path)
+    error.args = (refusal.reason,)
+    return error
