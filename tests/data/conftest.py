@@ -63,5 +63,5 @@ def drop(url: str) -> None:
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS consent")
-        connection.execute("DROP FUNCTION IF EXISTS consent_refuse")
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")

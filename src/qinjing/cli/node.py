@@ -1,0 +1,160 @@
+"""The commands beside a PACS: take studies in, and work on them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qinjing.cli.arguments import Command, argument, at_least
+from qinjing.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qinjing.serve.catalogue import Catalogue
+    from qinjing.serve.jobs import Job
+
+KINDS = ("deidentify",)  # as serve.work has them, which is not light
+
+_FOLDER = argument("-o", "--folder", metavar="FOLDER", help="where studies are kept")
+_CATALOGUE = argument(
+    "--catalogue", metavar="URL", help="PostgreSQL that several machines share; else a file there"
+)
+_DO = argument("--do", metavar="WORK", choices=KINDS, help=f"of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class ServeNode(Command):
+    """Take studies in by DICOM's C-STORE, until Ctrl-C."""
+
+    folder: Path = field(metadata=_FOLDER)
+    catalogue: str | None = field(default=None, metadata=_CATALOGUE)
+    work: tuple[str, ...] = field(default=(), metadata=_DO)
+    ae_title: str = field(
+        default="QINJING", metadata=argument("--ae-title", metavar="AET", help="what it is called")
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata=argument("--host", metavar="HOST", help="address; others than this want TLS"),
+    )
+    port: int = field(
+        default=11112,
+        metadata=argument(
+            "--port", metavar="PORT", parse=at_least(0, "--port"), help="0 for any that is free"
+        ),
+    )
+    callers: tuple[str, ...] = field(
+        default=(),
+        metadata=argument("--callers", metavar="AET", help="who may call; all of this machine"),
+    )
+    quiet_s: float = field(
+        default=5.0,
+        metadata=argument(
+            "--quiet", metavar="SECONDS", parse=at_least(0.1, "--quiet", float),
+            help="without a new instance, then a study is complete",
+        ),
+    )  # fmt: skip
+    tls_cert: Path | None = field(
+        default=None,
+        metadata=argument("--tls-cert", metavar="PEM", there=True, help="certificate chain"),
+    )
+    tls_key: Path | None = field(
+        default=None,
+        metadata=argument("--tls-key", metavar="PEM", there=True, help="its private key"),
+    )
+    tls_ca: Path | None = field(
+        default=None,
+        metadata=argument("--tls-ca", metavar="PEM", there=True, help="that signed the callers'"),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Listen until stopped."""
+        catalogue = _open(self.folder, self.catalogue)
+        from qinjing.serve.node import NodeConfig, node
+
+        config = NodeConfig(
+            self.ae_title, self.host, self.port, self.callers, self.tls_cert, self.tls_key,
+            self.tls_ca, self.quiet_s, self.work,
+        )  # fmt: skip
+        with node(config, catalogue) as (host, port):
+            _tell(f"listening as {self.ae_title} on {host}:{port}; stop with Ctrl-C")
+            threading.Event().wait()
+        return {"stopped": True}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """That it ended."""
+        return "stopped"
+
+    def after_stop(self) -> str:
+        """How things stand after Ctrl-C."""
+        return "every instance that was answered with success is kept"
+
+
+@dataclass(frozen=True)
+class ServeWork(Command):
+    """Work on complete studies, until Ctrl-C; as many of these as you like."""
+
+    folder: Path = field(metadata=_FOLDER)
+    work: tuple[str, ...] = field(metadata=_DO)
+    catalogue: str | None = field(default=None, metadata=_CATALOGUE)
+    secret: Path | None = field(
+        default=None,
+        metadata=argument("--secret", metavar="FILE", help="of pseudonyms; made where it is not"),
+    )
+    keep: tuple[str, ...] = field(
+        default=(),
+        metadata=argument("--keep", metavar="OPTION", help="as of `data deidentify`"),
+    )
+    send_to: str | None = field(
+        default=None,
+        metadata=argument("--send-to", metavar="AET@HOST:PORT", help="results too, by C-STORE"),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Work until stopped."""
+        catalogue = _open(self.folder, self.catalogue)
+        from qinjing.data.dicom.deidentify_files import read_secret
+        from qinjing.serve.send import Destination
+        from qinjing.serve.work import WorkConfig, work
+
+        config = WorkConfig(
+            self.work,
+            read_secret(self.secret)[0] if self.secret else None,
+            self.keep,
+            Destination.parse(self.send_to) if self.send_to else None,
+        )
+        _tell("waiting for complete studies; stop with Ctrl-C")
+        work(catalogue, config, threading.Event(), _became)
+        return {"stopped": True}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """That it ended."""
+        return "stopped"
+
+    def after_stop(self) -> str:
+        """How things stand after Ctrl-C."""
+        return "a job that was not finished will be taken up again"
+
+
+def _open(folder: Path, url: str | None) -> Catalogue:
+    try:
+        from qinjing.serve.catalogue import open_catalogue
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "qinjing":
+            raise
+        raise ConfigError(
+            "service", "run with the packages of its extra", f"no package {error.name}",
+            advice="pip install 'qinjing[serve]'",
+        ) from None  # fmt: skip
+    return open_catalogue(folder, url)
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _became(job: Job, became: str) -> None:
+    """A line a job, which names no patient and no study."""
+    _tell(f"job {job.job_id}, {job.kind}: {became}")

@@ -1,0 +1,281 @@
+"""What was received: every instance once, by its UID, in a file of ours and a row.
+
+A file is named by digests, so that nothing a sender writes becomes a path. It is on the disk before
+its row is, and its row before the sender is told: what was answered with success is not lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qinjing.data.database import Database
+from qinjing.serve.jobs import Queue
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Table
+
+# What is kept of a study to find it by, DICOM attribute → column.
+ABOUT = {
+    "PatientID": "patient_id", "PatientName": "patient_name", "PatientBirthDate": "birth_date",
+    "StudyDate": "study_date", "StudyDescription": "description",
+    "AccessionNumber": "accession", "Modality": "modality",
+}  # fmt: skip
+_TABLES_MADE = "SELECT pg_advisory_xact_lock(7161467)"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance as it was received.
+
+    Attributes:
+        sop_instance_uid: which it is.
+        sop_class_uid: what it is.
+        series_instance_uid: its series.
+        study_instance_uid: its study.
+        about: the study's attributes, those of `ABOUT`.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    about: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was received.
+
+    Attributes:
+        study_instance_uid: which it is.
+        instances: how many there are.
+        first: when the first came, seconds since 1970.
+        last: when the last came.
+        about: as its first instance has them, those of `ABOUT`.
+    """
+
+    study_instance_uid: str
+    instances: int
+    first: float
+    last: float
+    about: Mapping[str, str]
+
+
+class Catalogue:
+    """Studies in a folder and a database.
+
+    Args:
+        folder: where instances are kept.
+        database: in which tables are made where there are none.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, folder: Path, database: Database, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder, self._database, self._clock = folder, database, clock
+        self._instances, self._studies = _tables()
+        self.queue = Queue(database, clock)
+        if database.on_sqlite:  # readers and one writer do not wait for each other
+            with database.connected() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        with database.writing(_TABLES_MADE) as connection:
+            self._instances.create(connection, checkfirst=True)
+            self._studies.create(connection, checkfirst=True)
+
+    def keep(self, instance: Instance, content: bytes) -> bool:
+        """Keep an instance for good; False where it is here already, which stays as it is.
+
+        Args:
+            instance: what `content` says of itself.
+            content: a DICOM file.
+
+        Raises:
+            OSError: the disk does not take it.
+            ConfigError: the database does not.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        if self.sha256(instance.sop_instance_uid) is not None:
+            return False
+        _write(self.path(instance.study_instance_uid, instance.sop_instance_uid), content)
+        with self._database.writing() as connection:
+            return self._record(connection, instance, digest, len(content))
+
+    def sha256(self, sop_instance_uid: str) -> str | None:
+        """Return the digest of an instance's file, None where it was never received."""
+        from sqlalchemy import select
+
+        c = self._instances.c
+        with self._database.connected() as connection:
+            return connection.scalar(select(c.sha256).where(c.instance == sop_instance_uid))
+
+    def place(self, study_instance_uid: str) -> Path:
+        """Return the folder of a study's instances."""
+        name = _digest(study_instance_uid)
+        return self.folder / "instances" / name[:2] / name
+
+    def path(self, study_instance_uid: str, sop_instance_uid: str) -> Path:
+        """Return the file of an instance."""
+        return self.place(study_instance_uid) / f"{_digest(sop_instance_uid)}.dcm"
+
+    def studies(self, after: str = "", limit: int = 100) -> list[Study]:
+        """Return studies, the newest first.
+
+        Args:
+            after: begin behind this one's UID.
+            limit: no more than these.
+        """
+        from sqlalchemy import select, tuple_
+
+        t = self._studies
+        query = select(t).order_by(t.c.first.desc(), t.c.study.desc()).limit(limit)
+        if after:
+            edge = select(t.c.first, t.c.study).where(t.c.study == after)
+            query = query.where(tuple_(t.c.first, t.c.study) < edge.scalar_subquery())
+        with self._database.connected() as connection:
+            return [_study(row) for row in connection.execute(query)]
+
+    def study(self, study_instance_uid: str) -> Study | None:
+        """Return a study, None where nothing of it was received."""
+        from sqlalchemy import select
+
+        t = self._studies
+        with self._database.connected() as connection:
+            row = connection.execute(select(t).where(t.c.study == study_instance_uid)).first()
+        return None if row is None else _study(row)
+
+    def queue_quiet(self, quiet_s: float, kinds: Collection[str]) -> int:
+        """Put in jobs for studies to which nothing was added for a while; how many studies.
+
+        DICOM has no word for "this study is complete": silence is all there is to go by. What comes
+        later makes another revision.
+
+        Args:
+            quiet_s: the while, in seconds.
+            kinds: of jobs, for each study.
+        """
+        from sqlalchemy import select
+
+        t = self._studies
+        due = select(t.c.study, t.c.instances).where(
+            (t.c.instances > t.c.queued) & (t.c.last <= self._clock() - quiet_s)
+        )
+        if not self._database.on_sqlite:
+            due = due.with_for_update(skip_locked=True)
+        with self._database.connected() as connection:  # without a lock: mostly there are none
+            if connection.execute(due.limit(1)).first() is None:
+                return 0
+        with self._database.writing() as connection:
+            found = connection.execute(due).all()
+            for study, instances in found:
+                for kind in kinds:
+                    self.queue.put(connection, kind, study, instances)
+                connection.execute(t.update().where(t.c.study == study).values(queued=instances))
+        return len(found)
+
+    def _record(self, connection: Connection, instance: Instance, digest: str, size: int) -> bool:
+        """One row for the instance and one more for its study; False where both were there."""
+        if self._database.on_sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+        now, studies = self._clock(), self._studies
+        row = {
+            "instance": instance.sop_instance_uid, "class": instance.sop_class_uid,
+            "series": instance.series_instance_uid, "study": instance.study_instance_uid,
+            "sha256": digest, "bytes": size, "received": now,
+        }  # fmt: skip
+        made = connection.execute(insert(self._instances).values(row).on_conflict_do_nothing())
+        if not made.rowcount:
+            return False
+        about = {column: instance.about.get(name, "") for name, column in ABOUT.items()}
+        statement = insert(studies).values(
+            study=instance.study_instance_uid, instances=1, queued=0, first=now, last=now, **about
+        )
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["study"],
+                set_={"instances": studies.c.instances + 1, "last": now},
+            )
+        )
+        return True
+
+
+def open_catalogue(folder: Path, url: str | None = None) -> Catalogue:
+    """Open what a folder holds; it is made where there is nothing.
+
+    Args:
+        folder: of instances, and of the database where no URL is given.
+        url: of PostgreSQL, which several machines share, as they must share the folder.
+
+    Raises:
+        ConfigError: the database cannot be reached or used, or a package is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = url or folder / "catalogue.sqlite"
+    return Catalogue(folder, Database(place, what="catalogue", extra="serve", create=True))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that survives a loss of power, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Two associations may send one instance at once: each writes its own file.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()[:40]
+
+
+def _study(row: Any) -> Study:
+    about = {name: getattr(row, column) for name, column in ABOUT.items()}
+    return Study(row.study, row.instances, row.first, row.last, about)
+
+
+def _tables() -> tuple[Table, Table]:
+    from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
+
+    instances = Table(
+        "instance", MetaData(),
+        Column("instance", Text, primary_key=True),
+        *(Column(name, Text, nullable=False) for name in ("class", "series", "study", "sha256")),
+        Column("bytes", Integer, nullable=False),
+        Column("received", Float(53), nullable=False),
+    )  # fmt: skip
+    Index("instance_study", instances.c.study)
+    studies = Table(
+        "study", MetaData(),
+        Column("study", Text, primary_key=True),
+        Column("instances", Integer, nullable=False),
+        Column("queued", Integer, nullable=False),
+        Column("first", Float(53), nullable=False),
+        Column("last", Float(53), nullable=False),
+        *(Column(name, Text, nullable=False) for name in ABOUT.values()),
+    )  # fmt: skip
+    Index("study_first", studies.c.first, studies.c.study)
+    return instances, studies

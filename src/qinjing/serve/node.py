@@ -1,0 +1,222 @@
+"""A DICOM node: takes studies in by C-STORE, answers C-ECHO, and says when a study is complete.
+
+Success is answered once an instance is on the disk and in the catalogue, not before; an instance
+that is sent again is kept once. Nothing that a sender wrote is logged.
+
+Source: DICOM PS3.4, annex B (storage service class); PS3.15, annex B (secure transport).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import ssl
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qinjing.errors import ConfigError
+from qinjing.serve.catalogue import ABOUT, Catalogue, Instance
+from qinjing.serve.settings import is_loopback
+
+if TYPE_CHECKING:
+    from pynetdicom import AE
+    from pynetdicom.events import Event
+
+LOG = logging.getLogger("qinjing.serve.node")
+_UIDS = ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")
+_LONGEST = 100  # of what is kept of a study's attributes: a person's name has 64 letters a group
+# Source: PS3.4, table B.2-1; PS3.7, annex C.
+_SUCCESS, _OUT_OF_RESOURCES, _DOES_NOT_MATCH, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """How the node is reached, and by whom.
+
+    Attributes:
+        ae_title: what callers must call it.
+        host: address to listen on.
+        port: to listen on; 0 takes any that is free.
+        callers: AE titles that may call; all where there are none, on this machine alone.
+        tls_cert: certificate chain in PEM; None listens without TLS, on this machine alone.
+        tls_key: its private key in PEM.
+        tls_ca: certificates in PEM that callers' own must be signed by.
+        quiet_s: seconds without a new instance after which a study counts as complete.
+        kinds: of jobs that a complete study gets.
+        associations: most at once.
+        idle_s: seconds after which a silent association ends.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+
+    ae_title: str = "QINJING"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    callers: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    quiet_s: float = 5.0
+    kinds: tuple[str, ...] = ()
+    associations: int = 32
+    idle_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for title in (self.ae_title, *self.callers):
+            if not (0 < len(title.strip()) <= 16 and title.isascii() and title.isprintable()):
+                raise ConfigError("AE title", "1 to 16 printable ASCII letters", title)
+        given = [self.tls_cert, self.tls_key, self.tls_ca]
+        if any(given) and not all(given):
+            raise ConfigError("--tls-cert, --tls-key and --tls-ca", "given together", "some")
+        if not all(given) and not is_loopback(self.host):
+            raise ConfigError(
+                "--host", "an address of this machine alone while there is no TLS", self.host,
+                advice="give --tls-cert, --tls-key and --tls-ca",
+            )  # fmt: skip
+        if not self.callers and not is_loopback(self.host):
+            raise ConfigError("--callers", "named where others reach the port", "none")
+
+
+@contextmanager
+def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
+    """Listen while the block runs; yields host and port.
+
+    Raises:
+        ConfigError: pynetdicom is not installed, or the port or the certificates cannot be used.
+    """
+    ae, handlers = _entity(config), _handlers(catalogue)
+    context = _context(config) if config.tls_cert else None
+    try:
+        server = ae.start_server(
+            (config.host, config.port), block=False, evt_handlers=handlers, ssl_context=context
+        )
+    except OSError as error:
+        raise ConfigError(
+            "--host and --port", "an address that is free here", error.strerror,
+            where=f"{config.host}:{config.port}",
+        ) from None  # fmt: skip
+    ended = threading.Event()
+    watching = threading.Thread(target=_watch, args=(config, catalogue, ended), daemon=True)
+    watching.start()
+    try:
+        yield server.server_address[:2]  # type: ignore[union-attr]
+    finally:
+        ended.set()
+        server.shutdown()  # type: ignore[union-attr]
+        ae.shutdown()
+        watching.join()
+
+
+def _entity(config: NodeConfig) -> AE:
+    try:
+        from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
+        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "DICOM node", "run with pynetdicom", f"no package {error.name}",
+            advice="pip install 'qinjing[serve]'",
+        ) from None  # fmt: skip
+    for name in ("pynetdicom", "pydicom"):  # whose lines repeat what is sent
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    ae = AE(ae_title=config.ae_title)
+    ae.require_called_aet = True
+    ae.require_calling_aet = list(config.callers)
+    ae.maximum_associations = config.associations
+    ae.network_timeout = ae.dimse_timeout = config.idle_s
+    ae.acse_timeout = 10.0
+    ae.add_supported_context(Verification)
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+    return ae
+
+
+def _handlers(catalogue: Catalogue) -> list[Any]:
+    from pynetdicom import evt
+
+    return [
+        (evt.EVT_C_STORE, lambda event: _store(event, catalogue)),
+        (evt.EVT_C_ECHO, lambda _: _SUCCESS),
+    ]
+
+
+def _store(event: Event, catalogue: Catalogue) -> int:
+    content = event.encoded_dataset()
+    try:
+        instance = described(content)
+    except Exception as error:  # pydicom names no common class of what damaged bytes make of it
+        LOG.warning("an instance was refused that is no sound DICOM: %s", type(error).__name__)
+        return _CANNOT_UNDERSTAND
+    request: Any = event.request
+    asked = (request.AffectedSOPInstanceUID, request.AffectedSOPClassUID)
+    if asked != (instance.sop_instance_uid, instance.sop_class_uid):
+        LOG.warning("an instance was refused that is another than its request says")
+        return _DOES_NOT_MATCH
+    try:
+        catalogue.keep(instance, content)
+    except (OSError, ConfigError) as error:
+        LOG.error("an instance could not be kept: %s", _cause(error))
+        return _OUT_OF_RESOURCES
+    return _SUCCESS
+
+
+def described(content: bytes) -> Instance:
+    """Return what a DICOM file says of itself.
+
+    Args:
+        content: of the file.
+
+    Raises:
+        ValueError: a UID is missing or none; or what pydicom raises for damaged bytes.
+    """
+    from pydicom import dcmread
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd values, which would be repeated
+        found = dcmread(
+            io.BytesIO(content), stop_before_pixels=True, specific_tags=[*_UIDS, *ABOUT]
+        )
+        uids = [found.get(name) for name in _UIDS]
+        if not all(uid and uid.is_valid for uid in uids):
+            raise ValueError("a UID is missing")
+        about = {name: str(found.get(name) or "")[:_LONGEST] for name in ABOUT}
+    instance, sop_class, series, study = map(str, uids)
+    return Instance(instance, sop_class, series, study, about)
+
+
+def _watch(config: NodeConfig, catalogue: Catalogue, ended: threading.Event) -> None:
+    """Put studies that have gone quiet into the queue, until the node ends."""
+    while not ended.wait(min(1.0, config.quiet_s / 2)):
+        try:
+            catalogue.queue_quiet(config.quiet_s, config.kinds)
+        except ConfigError as error:  # a database that is away comes back
+            LOG.error("the queue could not be written: %s", _cause(error))
+
+
+def _cause(error: Exception) -> str:
+    """What failed, without what was sent: a file's path is of digests, but its folder's is not."""
+    return error.strerror or "OSError" if isinstance(error, OSError) else str(error)
+
+
+def _context(config: NodeConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(config.tls_cert or "", config.tls_key, _no_password)
+        context.load_verify_locations(config.tls_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            "--tls-cert, --tls-key and --tls-ca", "certificates and a key in PEM", error,
+            where=config.tls_cert,
+        ) from None  # fmt: skip
+    return context
+
+
+def _no_password() -> str:
+    raise ConfigError("--tls-key", "a key without a password", "one with a password")

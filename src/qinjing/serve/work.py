@@ -1,0 +1,160 @@
+"""What is done with a study once it is complete, by workers on this machine or others.
+
+A worker takes a job, does it, and says so; while it works a second thread renews the lease. What a
+job makes it makes anew in a folder of its own, so that a second attempt after a lost worker gives
+the same and nothing is sent twice under another name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qinjing.errors import ConfigError, InputError, QinjingError
+from qinjing.serve.catalogue import Catalogue
+from qinjing.serve.jobs import LEASE_S, Job, Queue
+from qinjing.serve.send import Destination, send
+
+LOG = logging.getLogger("qinjing.serve.work")
+
+
+@dataclass(frozen=True)
+class WorkConfig:
+    """What a worker can do.
+
+    Attributes:
+        kinds: of jobs, of `KINDS`.
+        secret: of pseudonyms, for `deidentify`.
+        keep: more than the basic profile keeps, for `deidentify`.
+        destination: where results are sent; they stay in their folder where there is none.
+        lease_s: seconds after which a job of a lost worker goes to another.
+        idle_s: seconds between two looks at an empty queue.
+
+    Raises:
+        ConfigError: a kind is unknown, or wants what is not given.
+    """
+
+    kinds: tuple[str, ...]
+    secret: bytes | None = None
+    keep: tuple[str, ...] = ()
+    destination: Destination | None = None
+    lease_s: float = LEASE_S
+    idle_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kinds) - set(KINDS))
+        if unknown or not self.kinds:
+            raise ConfigError("work", f"of {', '.join(KINDS)}", ", ".join(unknown) or "none")
+        if "deidentify" in self.kinds and self.secret is None:
+            raise ConfigError("--secret", "given, to de-identify", "none")
+
+
+def work(
+    catalogue: Catalogue,
+    config: WorkConfig,
+    ended: threading.Event,
+    tell: Callable[[Job, str], None] = lambda *_: None,
+) -> int:
+    """Do jobs until the event is set; return how many were done.
+
+    Args:
+        catalogue: whose queue it is.
+        config: what to do.
+        ended: set it to stop after the job at hand.
+        tell: told of each job and what became of it: "done", "failed", "lost".
+    """
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    count = 0
+    while not ended.is_set():
+        try:
+            job = catalogue.queue.take(name, config.kinds, config.lease_s)
+            if job is not None:
+                became = _do(job, catalogue, config)
+                count += became == "done"
+                tell(job, became)
+                continue
+        except ConfigError as error:  # a database that is away comes back, and so does the job
+            LOG.error("the queue could not be used: %s", error)
+        ended.wait(config.idle_s)
+    return count
+
+
+def _do(job: Job, catalogue: Catalogue, config: WorkConfig) -> str:
+    queue = catalogue.queue
+    with _held(job, queue, config.lease_s):
+        try:
+            result = KINDS[job.kind](job, catalogue, config)
+        except InputError as error:  # the study's fault: as much at the next attempt
+            LOG.warning("job %d, %s: refused", job.job_id, job.kind)
+            return "failed" if queue.failed(job, str(error), again=False) else "lost"
+        except Exception as error:
+            said = isinstance(error, QinjingError)
+            reason = str(error) if said else f"a failure of ours: {type(error).__name__}"
+            # Never a traceback: values of DICOM elements stand in messages of libraries.
+            LOG.error("job %d, %s, attempt %d: %s", job.job_id, job.kind, job.attempts, reason)
+            return "failed" if queue.failed(job, reason) else "lost"
+        return "done" if queue.done(job, result) else "lost"
+
+
+@contextmanager
+def _held(job: Job, queue: Queue, lease_s: float) -> Iterator[None]:
+    """Renew a job's lease while the block runs."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(lease_s / 3):
+            try:
+                if not queue.hold(job, lease_s):
+                    return
+            except ConfigError:  # the database is away: the lease may yet be renewed in time
+                continue
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def deidentified(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
+    """Write a study's copy without its patient, and send it on."""
+    from qinjing.data.dicom.deidentify_files import deidentify_files
+
+    out = _fresh(catalogue, job)
+    place = catalogue.place(job.study_instance_uid)
+    made = deidentify_files(place, out, config.keep, secret=config.secret or b"")
+    if made.refused and not made.written:
+        raise InputError("study", "of sound DICOM files", f"{len(made.refused)} that are not")
+    files = sorted(out.rglob("*.dcm"))
+    sent = _sent(files, config.destination)
+    return {"written": made.written, "refused": len(made.refused), "sent": sent,
+            "warnings": sorted(made.warnings)}  # fmt: skip
+
+
+def _fresh(catalogue: Catalogue, job: Job) -> Path:
+    """An empty folder for what a job makes."""
+    name = catalogue.place(job.study_instance_uid).name
+    out = catalogue.folder / "made" / name[:2] / name / job.kind
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, mode=0o700)
+    return out
+
+
+def _sent(files: Sequence[Path], destination: Destination | None) -> int:
+    return send(files, destination) if destination and files else 0
+
+
+KINDS: dict[str, Callable[[Job, Catalogue, WorkConfig], Mapping[str, Any]]] = {
+    "deidentify": deidentified,
+}

@@ -1,0 +1,251 @@
+"""The DICOM node, called by pynetdicom's own client over real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("pydicom")
+pytest.importorskip("pynetdicom")
+
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
+
+from qinjing.data.database import Database
+from qinjing.errors import ConfigError, QinjingError
+from qinjing.serve.catalogue import Catalogue
+from qinjing.serve.node import NodeConfig, described, node
+from qinjing.serve.send import Destination, send
+from qinjing.serve.work import WorkConfig, work
+from tests.serve.dicom import content, instance
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, clock: Clock) -> Iterator[Catalogue]:
+    database = Database(tmp_path / "catalogue.sqlite", what="catalogue", extra="serve", create=True)
+    yield Catalogue(tmp_path / "data", database, clock)
+    database.close()
+
+
+@pytest.fixture
+def listening(catalogue: Catalogue) -> Iterator[tuple[str, int]]:
+    config = NodeConfig(port=0, quiet_s=3600, kinds=("deidentify",), callers=("SCANNER",))
+    with node(config, catalogue) as address:
+        yield address
+
+
+def call(
+    address: tuple[str, int], *datasets: Any, called: str = "QINJING", calling: str = "SCANNER"
+) -> list[int | None]:
+    """Statuses of an echo and of each instance, nothing where no association was made."""
+    ae = AE(ae_title=calling)
+    ae.add_requested_context(Verification)
+    for sop_class in (CTImageStorage, MRImageStorage):
+        ae.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    association = ae.associate(*address, ae_title=called)
+    if not association.is_established:
+        return []
+    answers = [association.send_c_echo()]
+    answers += [association.send_c_store(one) for one in datasets]
+    association.release()
+    return [answer.get("Status") for answer in answers]
+
+
+def test_what_was_answered_with_success_is_kept_once_as_it_was_sent(
+    listening: tuple[str, int], catalogue: Catalogue
+) -> None:
+    sent = [instance(1, number) for number in range(3)]
+    assert call(listening, *sent, sent[0]) == [0] * 5
+    (study,) = catalogue.studies()
+    assert study.instances == 3 and study.about["PatientID"] == "MRN000001"
+    files = sorted(catalogue.place(study.study_instance_uid).iterdir())
+    assert len(files) == 3
+    for one in sent:
+        file = catalogue.path(one.StudyInstanceUID, one.SOPInstanceUID)
+        kept = dcmread(file)
+        assert kept == one and kept.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert catalogue.sha256(one.SOPInstanceUID) == digest
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_the_first_of_two_instances_of_one_uid_stays(
+    listening: tuple[str, int], catalogue: Catalogue
+) -> None:
+    first, other = instance(1, 0), instance(1, 0, PatientID="another")
+    assert call(listening, first, other) == [0, 0, 0]
+    assert dcmread(catalogue.path(first.StudyInstanceUID, first.SOPInstanceUID)) == first
+
+
+@pytest.mark.parametrize(("called", "calling"), [("SOMEBODY", "SCANNER"), ("QINJING", "STRANGER")])
+def test_strangers_do_not_come_in(listening: tuple[str, int], called: str, calling: str) -> None:
+    assert call(listening, instance(1, 0), called=called, calling=calling) == []
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # of the sender's own making
+def test_what_is_no_instance_is_refused_and_the_rest_goes_on(
+    listening: tuple[str, int], catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = instance(7, 0)
+    del nowhere.StudyInstanceUID
+    with pytest.warns(UserWarning, match="Invalid value"):
+        path = instance(8, 0, StudyInstanceUID="../../etc/passwd")
+    caplog.set_level(logging.DEBUG)
+    assert call(listening, nowhere, path, instance(1, 0)) == [0, 0xC000, 0xC000, 0]
+    assert [study.about["PatientID"] for study in catalogue.studies()] == ["MRN000001"]
+    for word in ("Canary", "MRN0", "19500203", "passwd", instance(1, 0).SOPInstanceUID):
+        assert word not in caplog.text
+
+
+def test_a_full_disk_is_said_to_the_sender_and_nothing_is_recorded(
+    listening: tuple[str, int], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("qinjing.serve.catalogue.os.fsync", _full)
+        assert call(listening, instance(1, 0)) == [0, 0xA700]
+    assert catalogue.studies() == []
+    assert not [file for file in catalogue.folder.rglob("*") if file.is_file()]
+    assert call(listening, instance(1, 0)) == [0, 0]  # once there is room
+
+
+def _full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_study_is_queued_when_it_is_quiet_and_again_when_more_comes(
+    catalogue: Catalogue, clock: Clock
+) -> None:
+    def receive(number: int) -> None:
+        file = content(instance(1, number))
+        catalogue.keep(described(file), file)
+
+    receive(0)
+    clock.now += 4
+    receive(1)
+    clock.now += 4
+    assert catalogue.queue_quiet(5, ["deidentify"]) == 0
+    clock.now += 2
+    assert catalogue.queue_quiet(5, ["deidentify"]) == 1
+    assert catalogue.queue_quiet(5, ["deidentify"]) == 0
+    receive(2)
+    receive(2)
+    clock.now += 6
+    assert catalogue.queue_quiet(5, ["deidentify"]) == 1
+    (job,) = catalogue.queue.of()  # what waited for two instances is done with three
+    assert job.revision == 3
+
+
+def test_studies_are_listed_newest_first_in_pages(catalogue: Catalogue, clock: Clock) -> None:
+    for study in range(5):
+        clock.now += 1
+        file = content(instance(study, 0))
+        catalogue.keep(described(file), file)
+    seen: list[str] = []
+    while page := catalogue.studies(after=seen[-1] if seen else "", limit=2):
+        seen += [study.study_instance_uid for study in page]
+    assert seen == [instance(study, 0).StudyInstanceUID for study in (4, 3, 2, 1, 0)]
+    assert catalogue.study(seen[0]) is not None and catalogue.study("1.2.3") is None
+
+
+def test_a_complete_study_is_sent_on_without_its_patient(
+    catalogue: Catalogue, clock: Clock
+) -> None:
+    pytest.importorskip("qinjing.data.dicom.deidentify")
+    for number in range(3):
+        file = content(instance(1, number))
+        catalogue.keep(described(file), file)
+    clock.now += 10
+    catalogue.queue_quiet(5, ["deidentify"])
+    got: list[Any] = []
+
+    def take(event: Any) -> int:
+        got.append(event.dataset)
+        return 0
+
+    other = AE(ae_title="ARCHIVE")
+    other.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+    server = other.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)]
+    )
+    assert server is not None
+    try:
+        destination = Destination.parse(f"ARCHIVE@127.0.0.1:{server.server_address[1]}")
+        config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=destination)
+        ended = threading.Event()
+        assert work(catalogue, config, ended, lambda *_: ended.set()) == 1
+    finally:
+        server.shutdown()
+    (job,) = catalogue.queue.of(state="done")
+    assert job.result["written"] == job.result["sent"] == 3
+    originals = {instance(1, number).SOPInstanceUID for number in range(3)}
+    assert len({one.SOPInstanceUID for one in got} - originals) == 3
+    for one in got:
+        assert one.PatientIdentityRemoved == "YES"
+        for word in ("MRN000001", "Canary", "19500203", "ACC1"):
+            assert word not in str(one)
+
+
+# pynetdicom leaves the socket of a refused connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_destination_that_is_not_there_is_tried_again(
+    catalogue: Catalogue, clock: Clock, tmp_path: Path
+) -> None:
+    file = content(instance(1, 0))
+    catalogue.keep(described(file), file)
+    clock.now += 10
+    catalogue.queue_quiet(5, ["deidentify"])
+    away = Destination("ARCHIVE", "127.0.0.1", 9)
+    config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=away)
+    ended = threading.Event()
+    assert work(catalogue, config, ended, lambda *_: ended.set()) == 0
+    (job,) = catalogue.queue.of()
+    assert job.state == "waiting" and "ARCHIVE does not answer" in job.reason
+    with pytest.raises(QinjingError, match="does not answer"):
+        send([catalogue.path(job.study_instance_uid, instance(1, 0).SOPInstanceUID)], away)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"host": "0.0.0.0"}, "an address of this machine alone while there is no TLS"),
+        ({"ae_title": ""}, "1 to 16 printable ASCII letters"),
+        ({"ae_title": "A" * 17}, "1 to 16 printable ASCII letters"),
+        ({"tls_cert": Path("x")}, "given together"),
+        (
+            {"host": "0.0.0.0", "tls_cert": Path("x"), "tls_key": Path("x"), "tls_ca": Path("x")},
+            "named where others reach the port",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        NodeConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ARCHIVE", "ARCHIVE@host", "A" * 17 + "@h:1", "A@h:0", "A@h:70000"]
+)
+def test_a_destination_is_named_in_one_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="AET@HOST:PORT"):
+        Destination.parse(text)
