@@ -36,6 +36,7 @@ FIXED_WORDS = [
     "train -i D -o RUN --trunk T --tune lora --layer-decay 0.8 --unlabelled-weight 1",
     "pretrain -i D E -o T --budget 10m --clustering kmeans --without planes masking --resume",
     "export -m RUN -o F",
+    "export dicom -i seg.nii.gz --source F -o O --labels L --as seg rtstruct sr --kind labelmap",
     "unlearn RUN case_1 -i D",
     "federate simulate -i D -o F --sites 5 --strategy ditto --codec spectral --liars 1",
     "federate simulate -i D -o F --combine median --secure --rounds 30 --steps 10 --alone",

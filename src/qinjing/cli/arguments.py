@@ -79,9 +79,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("the following arguments are required:", "missing:")
-        raise ConfigError(
-            "command line", "as its help says", message, advice=f"see `{self.prog} --help`"
-        )
+        raise _misread(message, self.prog)
+
+
+def _misread(message: str, program: str) -> ConfigError:
+    advice = f"see `{program} --help`"
+    return ConfigError("command line", "as its help says", message, advice=advice)
 
 
 class _Version(argparse.Action):
@@ -108,6 +111,13 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Command]]) -> Comman
         # `serve --port 1 token`: argparse would forget what stands before the last word.
         raise ConfigError("options", f"behind all of `{name}`", "some before")
     values = {item.name: parsed[item.name] for item in fields(kind)}
+    missing = [
+        "/".join(item.metadata["flags"])
+        for item in fields(kind)
+        if item.default is MISSING and values[item.name] is None
+    ]
+    if missing:  # argparse knows it itself, but not of a command that is a group as well
+        raise _misread(f"missing: {', '.join(missing)}", f"qinjing {name}")
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
@@ -135,6 +145,8 @@ def build(commands: Mapping[str, type[Command]]) -> argparse.ArgumentParser:
                 )
         parser = _add(levels[tuple(above)], name, kind)
         if any(other.startswith(f"{words} ") for other in commands):  # a command and a group
+            for action in parser._actions:
+                action.required = False  # of the command alone; `parse` asks for it
             levels[(*above, name)] = parser.add_subparsers(
                 dest=f"_word{len(above) + 1}", metavar="[COMMAND]", required=False
             )

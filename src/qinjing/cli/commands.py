@@ -24,6 +24,7 @@ from qinjing.cli.consent import (
 )
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.deidentify import DataDeidentify
+from qinjing.cli.dicom import ExportDicom
 from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.hand_over import Export
 from qinjing.cli.join import (
@@ -283,6 +284,7 @@ COMMANDS: dict[str, type[Command]] = {
     "select": Select,
     "report": Report,
     "export": Export,
+    "export dicom": ExportDicom,
     "federate simulate": FederateSimulate,
     "federate provision": FederateProvision,
     "federate request": FederateRequest,

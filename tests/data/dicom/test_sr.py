@@ -24,7 +24,7 @@ NAMES = {1: "Left kidney", 2: "liver tumour", 5: "Knoten 肝"}
 SHAPE = (4, 6, 5)
 FINDINGS = (
     Finding(
-        "Left kidney", 1, volume_ml=151.25, volume_error_ml=2.5, long_axis_mm=101.5,
+        "Left kidney", 1, volume_ml=151.25, volume_bounds_ml=(149.25, 153.75), long_axis_mm=101.5,
         short_axis_mm=55.0, plane=2, diameter_3d_mm=113.2345678, mean=31.5, sd=12.25,
         percentiles={5: 8.0, 50: 32.0, 95: 51.0, 25: 20.0}, units="HU",
     ),
@@ -119,7 +119,7 @@ def test_links_patient_and_makers(source, seg, tmp_path):
         assert image.referenced_sop_instance_uid == source.planes[2][0].sop_instance_uid
     volume = kidney.get_measurements()[0][0]
     errors = [item.MeasuredValueSequence[0] for item in volume.ContentSequence]
-    assert [float(one.NumericValue) for one in errors] == [2.5, 2.5]
+    assert [float(one.NumericValue) for one in errors] == [2.5, 2.0]
     assert {one.MeasurementUnitsCodeSequence[0].CodeValue for one in errors} == {"ml"}
     plain = pydicom.dcmread(write_sr(tmp_path / "plain.dcm", FINDINGS, source))
     assert plain.VerificationFlag == "UNVERIFIED" and plain.SOPInstanceUID != file.SOPInstanceUID
@@ -153,7 +153,7 @@ def test_codes_are_the_standards():
         ((Finding("Liver", 9, volume_ml=1.0),), "label of a finding must be one of 1, 2, 5, got 9"),
         ((Finding("Liver", 1, mean=float("nan")),), "Grey value of Liver must be a finite number"),
         ((Finding("Liver", 1, long_axis_mm=1.0, plane=4),), "plane of Liver .* from 0 to 3, got 4"),
-        ((Finding("Liver", 1, volume_ml=1.0, volume_error_ml=float("inf")),), "volume error"),
+        ((Finding("Liver", 1, volume_ml=1.0, volume_bounds_ml=(0.0, float("inf"))),), "bound of"),
     ],
 )
 def test_refused_in_one_sentence(source, seg, tmp_path, findings, message):

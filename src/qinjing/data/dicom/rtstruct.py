@@ -116,10 +116,11 @@ def write_rtstruct(
         file.StructureSetROISequence = []
         file.ROIContourSequence, file.RTROIObservationsSequence = [], []
         drawn = {}
+        outlines = _contours(planes, pixels)
         for k, value in enumerate(sorted(names)):
             term = (terms or {}).get(names[value]) or find_term(names[value])
             file.StructureSetROISequence.append(_roi(numbers[value], names[value], frame, maker))
-            contours = _contours(planes, pixels, numbers[value])
+            contours = outlines.get(numbers[value], [])
             drawn[value] = len(contours)
             file.ROIContourSequence.append(_contoured(numbers[value], colour(k), contours))
             file.RTROIObservationsSequence.append(_observed(numbers[value], term, maker))
@@ -160,24 +161,42 @@ def _roi(number: int, name: str, frame: str, maker: Maker) -> Any:
     return roi
 
 
-def _contours(planes: Sequence[Plane], pixels: np.ndarray, number: int) -> list[Any]:
-    """The outlines of one label on all planes."""
-    from pydicom import Dataset
+def _contours(planes: Sequence[Plane], pixels: np.ndarray) -> dict[int, list[Any]]:
+    """The outlines of each label, plane after plane."""
+    from scipy import ndimage
 
-    found: list[Any] = []
+    found: dict[int, list[Any]] = {}
     for plane, labels in zip(planes, pixels, strict=True):
-        for loop in outline(labels == number):
-            points = plane.origin + loop @ plane.steps.T
-            contour = Dataset()
-            contour.ContourNumber = len(found) + 1
-            if plane.sources:
-                contour.ContourImageSequence = references_of(plane)
-            contour.ContourGeometricType = "CLOSED_PLANAR"
-            contour.NumberOfContourPoints = len(points)
-            # A tenth of a micrometre, far below the third of a voxel that a rounding may move.
-            contour.ContourData = [f"{value:.4f}" for value in points.reshape(-1)]
-            found.append(contour)
+        for number, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
+            if box is None:
+                continue
+            drawn = found.setdefault(number, [])
+            corner = np.array([box[0].start, box[1].start])
+            for loop in outline(labels[box] == number):
+                points = plane.origin + (loop + corner) @ plane.steps.T
+                drawn.append(_contour(len(drawn) + 1, points, plane))
     return found
+
+
+def _contour(number: int, points: np.ndarray, plane: Plane) -> Any:
+    from pydicom import Dataset
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    contour = Dataset()
+    contour.ContourNumber = number
+    if plane.sources:
+        contour.ContourImageSequence = references_of(plane)
+    contour.ContourGeometricType = "CLOSED_PLANAR"
+    contour.NumberOfContourPoints = len(points)
+    # A tenth of a micrometre, far below the third of a voxel that a rounding may move. As text at
+    # once: a number object for each coordinate takes pydicom most of the time.
+    text = "\\".join(f"{value:.4f}" for value in points.reshape(-1).tolist()).encode()
+    text += b" " * (len(text) % 2)
+    tag = Tag("ContourData")
+    contour[tag] = RawDataElement(tag, "DS", len(text), text, 0, False, True)
+    contour.set_original_encoding(False, True, "iso8859")  # so that the text is written as it is
+    return contour
 
 
 def _contoured(number: int, rgb: Sequence[int], contours: list[Any]) -> Any:

@@ -72,7 +72,7 @@ class Finding:
         tracking_id: what a person calls it, the same at each date ("lesion 2"); else the label.
         tracking_uid: the same at each date; else that of its segment, or a new one.
         volume_ml: millilitres.
-        volume_error_ml: half of the interval that the volume lies in, millilitres.
+        volume_bounds_ml: least and most that the volume may be, millilitres.
         long_axis_mm: longest diameter in an axial plane.
         short_axis_mm: longest at a right angle to it, in that plane.
         plane: index d of that plane in the volume.
@@ -88,7 +88,7 @@ class Finding:
     tracking_id: str = ""
     tracking_uid: str = ""
     volume_ml: float | None = None
-    volume_error_ml: float | None = None
+    volume_bounds_ml: tuple[float, float] | None = None
     long_axis_mm: float | None = None
     short_axis_mm: float | None = None
     plane: int | None = None
@@ -276,11 +276,13 @@ def _measurements(finding: Finding, source: DicomVolume, term: Term) -> Iterator
         (grey, finding.mean, unit, {"derivation": MEAN}),
         (grey, finding.sd, unit, {"derivation": DEVIATION}),
     ]
-    if finding.volume_error_ml is not None:
-        _check(finding, "volume error", finding.volume_error_ml)
-        error = round(float(finding.volume_error_ml), 6)
+    if finding.volume_bounds_ml is not None and finding.volume_ml is not None:
+        low, high = finding.volume_bounds_ml
+        for bound in (low, high):
+            _check(finding, "bound of the volume", bound)
         rows[0][3]["properties"] = MeasurementProperties(
-            upper_measurement_uncertainty=error, lower_measurement_uncertainty=error
+            upper_measurement_uncertainty=round(float(high - finding.volume_ml), 6),
+            lower_measurement_uncertainty=round(float(finding.volume_ml - low), 6),
         )
     for part, at in sorted(finding.percentiles.items()):
         rows.append((grey, at, unit, {"derivation": percentile(part)}))

@@ -1,0 +1,98 @@
+"""The command that gives a result back to a hospital's systems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qinjing.cli import show
+from qinjing.cli.arguments import Command, argument
+from qinjing.cli.record import files_of, output_argument, record
+
+
+@dataclass(frozen=True)
+class ExportDicom(Command):
+    """Write a segmentation as DICOM SEG, RT structure set or structured report of its series."""
+
+    segmentation: Path = field(
+        metadata=argument(
+            "-i", "--input", metavar="SEGMENTATION", there=True, help="label map, NIfTI"
+        )
+    )
+    source: Path = field(
+        metadata=argument(
+            "--source", metavar="SERIES", there=True,
+            help="folder or zip of the DICOM series that it was made from",
+        )
+    )  # fmt: skip
+    output: Path = field(metadata=output_argument("FOLDER", "seg.dcm, rtstruct.dcm, sr.dcm"))
+    labels: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--labels", metavar="FILE", there=True,
+            help='JSON: {"1": "Liver", "2": {"name": …, "code": [value, scheme, meaning]}}',
+        ),
+    )  # fmt: skip
+    forms: tuple[str, ...] = field(
+        default=("seg", "rtstruct"),
+        metadata=argument(
+            "--as", metavar="FORM", choices=("seg", "rtstruct", "sr"),
+            help="of seg, rtstruct, sr; sr measures, and makes each lesion a segment",
+        ),
+    )  # fmt: skip
+    kind: str = field(
+        default="binary",
+        metadata=argument(
+            "--kind", choices=("binary", "labelmap", "fractional"),
+            help="of the seg: binary opens everywhere, labelmap is smaller",
+        ),
+    )  # fmt: skip
+    model: Path | None = field(
+        default=None,
+        metadata=argument(
+            "-m", "--model", metavar="RUN", there=True, help="what made it: names it and its labels"
+        ),
+    )
+    series: str | None = field(
+        default=None,
+        metadata=argument("--series", metavar="UID", help="which, where several lie on one grid"),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Place it on its series, measure if a report is wanted, and write; what lies where."""
+        from dataclasses import replace
+
+        from qinjing import evidence
+        from qinjing.export.dicom import maker_of, place, write_objects
+        from qinjing.report.findings import apart, findings_of
+        from qinjing.report.measure import measure
+
+        inputs: dict[str, Path] = {"segmentation": self.segmentation, "source": self.source}
+        if self.labels:
+            inputs["labels"] = self.labels
+        if self.model:
+            inputs |= files_of("model", self.model, "*.json", "**/*.safetensors")
+        read = evidence.digested(inputs)
+        placed = place(
+            self.segmentation, self.source, self.labels, series=self.series, model=self.model
+        )
+        findings = []
+        if "sr" in self.forms:
+            segmentation, names, terms = apart(placed.segmentation, placed.names, placed.terms)
+            placed = replace(placed, segmentation=segmentation, names=names, terms=terms)
+            image, units = placed.source.volume, placed.source.units
+            found = measure(segmentation, names, image, units=units)
+            findings = findings_of(found, placed.source)
+        made = write_objects(
+            placed, self.output, self.forms, how=self.kind, maker=maker_of(self.model),
+            findings=findings,
+        )  # fmt: skip
+        record(self, "export dicom", read, made.values())
+        labels = {str(value): name for value, name in placed.names.items()}
+        return {"output": self.output, "files": made, "labels": labels}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """What lies where."""
+        return show.pairs({**result["files"], "labels": ", ".join(result["labels"].values())})
