@@ -256,6 +256,9 @@ def test_sides():
     ]  # fmt: skip
     silent = measure(Volume(voxels, grid), LABELS).structures
     assert [one.side for one in silent] == [None, "left", "right"]
+    chamber = measure(Volume(voxels, grid), {1: "left ventricle", 2: "Left lateral ventricle",
+                                             3: "lung_lower_lobe_right"}).structures  # fmt: skip
+    assert [one.side for one in chamber] == [None, "left", "right"]
 
 
 def test_labels_that_are_absent_and_json(tmp_path):

@@ -38,6 +38,7 @@ from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
+from qinjing.cli.report_case import ReportCase
 from qinjing.cli.serve import Serve, ServeRevoke, ServeToken, ServeTokens
 
 
@@ -283,6 +284,7 @@ COMMANDS: dict[str, type[Command]] = {
     "label-curve": LabelCurve,
     "select": Select,
     "report": Report,
+    "report-case": ReportCase,
     "export": Export,
     "export dicom": ExportDicom,
     "federate simulate": FederateSimulate,

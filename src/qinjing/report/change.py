@@ -57,7 +57,8 @@ class Changes:
 
     Attributes:
         changes: in the order of labels and of lesions at the first date, then the new ones.
-        targets: (label, number) of the target lesions at the first date.
+        targets: (label, number) of the target lesions at the first date: of labels whose name says
+            that they are lesions. (Lymph nodes, which RECIST measures across, are none.)
         recist_before_mm: sum of their long axes.
         recist_after_mm: of what became of them.
         recist_percent: change of the sum; None without targets.
@@ -228,8 +229,11 @@ def _change(
 
 def _targets(measured: Measured) -> tuple[Key, ...]:
     """The longest lesions at the first date, as many as RECIST takes."""
+    from qinjing.report.overlay import LESION_WORDS
+
+    named = [s for s in measured.structures if any(w in s.name.lower() for w in LESION_WORDS)]
     longest = sorted(
-        (one for s in measured.structures for one in s.lesions if one.long_axis_mm >= LEAST_MM),
+        (one for s in named for one in s.lesions if one.long_axis_mm >= LEAST_MM),
         key=lambda one: -one.long_axis_mm,
     )
     taken: list[Key] = []

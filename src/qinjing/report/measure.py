@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from qinjing.data.readers import read_volume
 from qinjing.errors import GeometryError, LabelError
 from qinjing.report.diameters import largest_diameter, recist_axes
 from qinjing.volume import Volume
@@ -186,6 +188,23 @@ def measure(
     return Measured(structures, pieces.spacing_mm, how)
 
 
+def read_label_map(path: str | Path) -> Volume:
+    """Read a label map as whole numbers, whatever type it was stored as.
+
+    Raises:
+        InputError: it cannot be read.
+        LabelError: it holds values that are no whole numbers.
+    """
+    volume = read_volume(path)
+    voxels = volume.voxels[0] if volume.voxels.ndim == 4 else volume.voxels
+    if voxels.dtype.kind == "f":
+        whole = np.rint(voxels)
+        if not np.array_equal(whole, voxels):
+            raise LabelError("label values", "whole numbers", where=path)
+        voxels = whole.astype(np.int32)
+    return volume.with_voxels(voxels)
+
+
 def lesion_map(
     segmentation: Volume, labels: Mapping[int, str]
 ) -> tuple[Volume, list[tuple[int, int]]]:
@@ -315,8 +334,9 @@ def _structure(
 def _side(name: str, x_mm: float, midline_mm: float | None) -> str | None:
     """Left or right by the label's name, else by the middle where that is known (LPS: +x left)."""
     words = re.split(r"[^a-z]+", name.lower())
+    heart = "atrium" in words or ("ventricle" in words and "lateral" not in words)
     for side in ("left", "right"):
-        if side in words:
+        if side in words and not heart:  # whose halves are called so wherever they lie
             return side
     if midline_mm is None:
         return None
