@@ -339,6 +339,29 @@ def test_what_is_no_segmentation(tmp_path):
         read_seg(tmp_path / "cut.dcm").labels()
 
 
+def test_what_a_source_leaves_out(tmp_path):
+    """Found in a real series: de-identified, and the method an empty element."""
+
+    def bare(file, d):
+        file.PatientIdentityRemoved, file.DeidentificationMethod = "YES", ""
+        file.StudyDate = file.PatientAge = ""
+        del file.FrameOfReferenceUID
+
+    source = series(tmp_path / "s", edit=bare)
+    assert source.volume.frame_of_reference is None
+    made = write_seg(tmp_path / "s.dcm", source.volume.with_voxels(labels()), source, NAMES)
+    assert errors_of(made.path) == []
+    file = pydicom.dcmread(made.path)
+    assert file.PatientIdentityRemoved == "YES" and file.FrameOfReferenceUID.startswith("2.25.")
+    assert "PatientAge" not in file and file.StudyDate == ""
+    for frame in file.PerFrameFunctionalGroupsSequence:
+        (image,) = frame.DerivationImageSequence[0].SourceImageSequence
+        header = [pydicom.dcmread(one.path) for (one,) in source.planes]
+        (theirs,) = [h for h in header if h.SOPInstanceUID == image.ReferencedSOPInstanceUID]
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert theirs.ImagePositionPatient == place
+
+
 @pytest.fixture(scope="module")
 def dcmqi(data_root, tmp_path_factory) -> Path:
     """Segmentations that dcmqi wrote, beside the NRRD that it wrote them from."""

@@ -121,12 +121,14 @@ def patient_and_study(source: DicomVolume) -> Any:
         # Names in any script are read by their own character set and written in this one.
         found.SpecificCharacterSet = "ISO_IR 192"
         for name in _COPIED:
-            if name in header:
+            if name in header and header[name].value not in (None, "", []):
                 setattr(found, name, _decoded(header[name].value))
         for name in _EMPTY:
             if name not in found:
                 setattr(found, name, None)
-    if found.StudyInstanceUID != source.study_instance_uid:
+    if found.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in found:
+        found.DeidentificationMethod = "not stated by the source"  # something must stand here
+    if found.get("StudyInstanceUID") != source.study_instance_uid:
         got = "another study"
         raise FormatError("source", "as it was when the series was read", got, where=place)
     return found

@@ -299,9 +299,7 @@ def _stand_ins(planes: Sequence[Plane], source: DicomVolume, frame: str) -> list
         one = Dataset()
         one.update(shared)  # the elements themselves are shared: none of them is set again
         one.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-        one.SOPInstanceUID = source.series_instance_uid
-        if plane.sources:
-            one.SOPInstanceUID = plane.sources[0].sop_instance_uid
+        one.SOPInstanceUID = f"2.25.{len(images) + 1}"  # `_refer` writes the files' own
         one.Rows, one.Columns = plane.shape
         one.ImagePositionPatient = [_decimal(v) for v in plane.origin]
         one.ImageOrientationPatient, one.PixelSpacing = turn, spacing
