@@ -179,6 +179,18 @@ def test_numbers(value, shown):
     assert number(value) == shown
 
 
+def test_more_labels_than_colours(report, tmp_path):
+    """Then each picture outlines its own label, and no legend gives one colour to two."""
+    names = {**LABELS, **{value: f"part {value}" for value in range(3, 12)}}
+    many = replace(report, labels=names, measured=None, changes=None)
+    write_case_report(many, tmp_path / "many", pdf=False)
+    assert "part 9" not in page(tmp_path / "many")[0]
+    few = replace(report, measured=None, changes=None)
+    write_case_report(few, tmp_path / "few", pdf=False)
+    pictures = [page(tmp_path / name)[1][0]["src"] for name in ("many", "few")]
+    assert pictures[0] != pictures[1]  # the lesion inside the liver is not drawn
+
+
 def test_a_segmentation_of_another_grid(report, tmp_path):
     affine = report.segmentation.affine.copy()
     affine[0, 3] += 1.0

@@ -163,6 +163,7 @@ def case_content(report: CaseReport) -> dict[str, Any]:
         "legend": [
             (name, overlay.color(k))
             for k, name in enumerate(name for value, name in report.labels.items() if value)
+            if _told_apart(report.labels)
         ],
     }
     if report.measured is not None:
@@ -300,6 +301,8 @@ def _pictures(report: CaseReport, say: Mapping[str, str]) -> list[dict[str, Any]
             continue
         d = int(area.argmax())
         cut, outline = (_slice(volume, d) for volume in (image, labelled))
+        if not _told_apart(report.labels):
+            outline = outline.with_voxels(np.where(outline.voxels == value, value, 0))
         _, h, w = np.argwhere(outline.voxels == value)[0].tolist()
         figure = overlay.overlay_figure(cut, {"outline": outline}, report.labels, (0, h, w))
         caption = say["picture"].format(name=name)
@@ -307,6 +310,11 @@ def _pictures(report: CaseReport, say: Mapping[str, str]) -> list[dict[str, Any]
     for one in found:
         one["uri"] = overlay.data_uri(one["png"])
     return found
+
+
+def _told_apart(labels: Mapping[int, str]) -> bool:
+    """Whether each label has a colour of its own; else a picture outlines its own label alone."""
+    return sum(value != 0 for value in labels) <= len(overlay.PALETTE)
 
 
 def _slice(volume: Volume, d: int) -> Volume:
