@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,18 @@ def needs(package: str) -> ConfigError:
     """Say that a package is missing which writes DICOM."""
     advice = "pip install 'qinjing[dicom]'"
     return ConfigError(package, "installed to write DICOM", advice=advice)
+
+
+def require(package: str) -> None:
+    """Refuse to go on without a package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import_module(package)
+    except ModuleNotFoundError as error:
+        raise needs(error.name or package) from None
 
 
 def software() -> str:

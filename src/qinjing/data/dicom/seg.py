@@ -9,7 +9,7 @@ Source: DICOM PS3.3, A.51 (segmentation), A.90 (label map segmentation), C.8.20.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from qinjing.data.dicom.derived import (
     finish,
     frame_of_reference,
     instances,
-    needs,
     patient_and_study,
     quiet,
     references,
     references_of,
+    require,
     save,
     software,
     uids,
@@ -106,10 +106,7 @@ def write_seg(
     maker = maker or Maker()
     if how not in HOW:
         raise ConfigError("kind of segmentation", f"one of {', '.join(HOW)}", how)
-    try:
-        from highdicom.seg import Segmentation
-    except ModuleNotFoundError as error:
-        raise needs(error.name or "highdicom") from None
+    require("highdicom")
     check_grid(segmentation, source)
     draw = uids(maker, source, f"SEG {how}")
     numbers = {v: v if how == "labelmap" else n for n, v in enumerate(sorted(names), start=1)}
@@ -118,25 +115,7 @@ def write_seg(
     tracking = {value: draw("segment", value) for value in names}
     with quiet():
         described = _describe(names, numbers, terms or {}, tracking, maker)
-        file = Segmentation(
-            source_images=_stand_ins(planes, source, frame_of_reference(source, draw)),
-            pixel_array=pixels,
-            segmentation_type=how.upper(),
-            segment_descriptions=described,
-            series_instance_uid=draw("series"),
-            series_number=maker.series_number,
-            sop_instance_uid=draw("instance"),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MANUFACTURER,
-            software_versions=software(),
-            device_serial_number=software(),
-            content_label="SEGMENTATION",
-            content_description=f"{maker.algorithm} {maker.version}"[:64],
-            content_creator_name=maker.creator,
-            series_description=f"Segmentation ({maker.algorithm})"[:64],
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-        )
+        file = _make(pixels, how, described, planes, source, maker, draw)
         _refer(file, planes, source)
         if how != "binary":  # label maps shrink forty times; single bits nobody packs
             pack(file)
@@ -149,6 +128,39 @@ def write_seg(
         segments=numbers,
         tracking_uids=tracking,
         frames=int(file.NumberOfFrames),
+    )
+
+
+def _make(
+    pixels: np.ndarray,
+    how: str,
+    described: list[Any],
+    planes: Sequence[Plane],
+    source: DicomVolume,
+    maker: Maker,
+    draw: Callable[..., str],
+) -> Any:
+    """The object as highdicom builds it, on stand-ins for the source's planes."""
+    from highdicom.seg import Segmentation
+
+    return Segmentation(
+        source_images=_stand_ins(planes, source, frame_of_reference(source, draw)),
+        pixel_array=pixels,
+        segmentation_type=how.upper(),
+        segment_descriptions=described,
+        series_instance_uid=draw("series"),
+        series_number=maker.series_number,
+        sop_instance_uid=draw("instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=software(),
+        device_serial_number=software(),
+        content_label="SEGMENTATION",
+        content_description=f"{maker.algorithm} {maker.version}"[:64],
+        content_creator_name=maker.creator,
+        series_description=f"Segmentation ({maker.algorithm})"[:64],
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
     )
 
 
@@ -294,7 +306,7 @@ def _stand_ins(planes: Sequence[Plane], source: DicomVolume, frame: str) -> list
     gap = float(apart.min()) if len(apart) else 1.0
     turn = [_decimal(v) for v in (*_unit(planes[0].steps[:, 1]), *_unit(planes[0].steps[:, 0]))]
     spacing = [_decimal(v) for v in np.linalg.norm(planes[0].steps, axis=0)]
-    images = []
+    images: list[Any] = []
     for plane in planes:
         one = Dataset()
         one.update(shared)  # the elements themselves are shared: none of them is set again

@@ -132,7 +132,7 @@ def write_sr(
     if not findings:
         raise ConfigError("findings", "at least one", "none")
     try:
-        from highdicom.sr import ComprehensiveSR, MeasurementReport
+        from highdicom.sr import MeasurementReport
     except ModuleNotFoundError as error:
         raise needs(error.name or "highdicom") from None
     draw = uids(maker, source, "SR")
@@ -145,25 +145,34 @@ def write_sr(
             procedure_reported=_concept(PROCEDURES.get(source.modality, ANY_PROCEDURE)),
             imaging_measurements=groups,
         )
-        file = ComprehensiveSR(
-            evidence=_evidence(source, seg),
-            content=report,
-            series_instance_uid=draw("series"),
-            series_number=maker.series_number,
-            sop_instance_uid=draw("instance"),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MANUFACTURER,
-            software_versions=software(),
-            device_serial_number=software(),
-            series_description=f"Measurements ({maker.algorithm})"[:64],
-            is_complete=True,
-            is_verified=bool(verified_by),
-            verifying_observer_name=verified_by or None,
-            verifying_organization=organization if verified_by else None,
-        )
+        file = _document(report, _evidence(source, seg), maker, draw, verified_by, organization)
     finish(file, maker, draw)
     return save(file, path)
+
+
+def _document(
+    report: Any, evidence: list[Any], maker: Maker, draw: Any, verified_by: str, organization: str
+) -> Any:
+    """The file around a report."""
+    from highdicom.sr import ComprehensiveSR
+
+    return ComprehensiveSR(
+        evidence=evidence,
+        content=report,
+        series_instance_uid=draw("series"),
+        series_number=maker.series_number,
+        sop_instance_uid=draw("instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=software(),
+        device_serial_number=software(),
+        series_description=f"Measurements ({maker.algorithm})"[:64],
+        is_complete=True,
+        is_verified=bool(verified_by),
+        verifying_observer_name=verified_by or None,
+        verifying_organization=organization if verified_by else None,
+    )
 
 
 def _observers(maker: Maker, draw: Any) -> Any:
