@@ -9,6 +9,9 @@ Two questions, each with one plan, network and number of steps for all its lines
   layers of a site's own by that site's model. The person is the same in both scans, so this says
   what a site gains at home, not on somebody new.
 
+All use one plan, made from all seven scans, of a network and a batch that these many trainings can
+afford on two cores.
+
     .venv/bin/python benchmarks/federation_spinal.py -i ../shared/data/spinal_gm \
         -o benchmarks/results/federation_spinal.json
 """
@@ -25,17 +28,20 @@ from typing import Any
 
 import numpy as np
 from federation import dice
+from hundred_sites import NET, small_plan
 
 from qinjing.cli.watch import watch
 from qinjing.config import plain, read_json, write_json
-from qinjing.data.splits import write_splits
+from qinjing.data.splits import Split, write_splits
 from qinjing.engine.device import environment
+from qinjing.engine.plan import Plan
 from qinjing.federate.federation import FederationConfig
 from qinjing.federate.simulate import SimulationConfig, simulate
 from qinjing.metrics.statistics import bootstrap_mean
 from qinjing.tasks.train import TrainConfig, train
 
 SECOND = "Ses2"
+WIDTHS = (8, 16, 32, 64)
 
 
 def lay_out(source: Path, target: Path) -> dict[str, list[str]]:
@@ -72,14 +78,16 @@ def cases_dice(run: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def together(options: argparse.Namespace, name: str, fold: dict[str, list[str]],
-             strategy: str = "fedavg", beside: bool = False) -> dict[str, Any]:  # fmt: skip
+def together(
+    options: argparse.Namespace, plan: Plan, name: str, fold: Split,
+    strategy: str = "fedavg", beside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     splits = options.work / f"{name}.splits.json"
     write_splits(splits, [fold])
+    write_json(options.work / name / "plan.json", plan)
     federation = FederationConfig(
-        options.work / name, rounds=options.rounds, steps=options.steps, strategy=strategy,
-        net=options.net,
-    )  # fmt: skip
+        options.work / name, rounds=options.rounds, steps=options.steps, strategy=strategy, net=NET
+    )
     config = SimulationConfig(
         options.work / "data", federation, beside=beside, splits=splits, spread=0.0
     )
@@ -115,20 +123,20 @@ def main() -> None:
     parser.add_argument("-i", "--input", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--work", type=Path, default=Path(".scratch/federation_spinal"))
-    parser.add_argument("--net", default="subvoxel_unet")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--strategies", nargs="+", default=["fedavg", "fedbn"])
     options = parser.parse_args()
     sites = lay_out(options.input, options.work / "data")
     every = [case for cases in sites.values() for case in cases]
+    plan = small_plan(options.work / "data", options.rounds * options.steps, WIDTHS)
     report: dict[str, Any] = {"sites": sites, "again": {}, "unseen": {}}
 
     second = [case for case in every if case.endswith(SECOND)]
-    fold = {"train": [case for case in every if case not in second], "val": second}
+    fold = Split(train=[case for case in every if case not in second], val=second)
     beside: dict[str, str] = {}
     for number, strategy in enumerate(options.strategies):
-        result = together(options, f"again-{strategy}", fold, strategy, beside=not number)
+        result = together(options, plan, f"again-{strategy}", fold, strategy, beside=not number)
         beside = beside or result["runs"]
         told = {site: own.get("dice") for site, own in result["sites"].items()}
         report["again"][strategy] = {
@@ -145,8 +153,8 @@ def main() -> None:
     all_pooled: dict[str, dict[str, float]] = {}
     for site, cases in sites.items():
         name = f"without-{site}"
-        fold = {"train": [case for case in every if case not in cases], "val": cases}
-        together(options, name, fold)
+        fold = Split(train=[case for case in every if case not in cases], val=cases)
+        together(options, plan, name, fold)
         federated |= cases_dice(options.work / name)
         all_pooled |= cases_dice(pooled(options, name))
     report["unseen"] = {
@@ -154,7 +162,7 @@ def main() -> None:
         "pooled": all_pooled,
         "federated_over_pooled": difference(federated, all_pooled),
     }
-    settings = {"net": options.net, "rounds": options.rounds, "steps": options.steps}
+    settings = {"net": NET, "widths": WIDTHS, "rounds": options.rounds, "steps": options.steps}
     report |= {**settings, "environment": environment()}
     print(json.dumps(report, indent=2))
     if options.output:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,9 @@ def draw_sites(folder: Path, sites: int) -> Path:
     return folder
 
 
-def small_plan(dataset: Path, steps: int) -> Plan:
+def small_plan(dataset: Path, steps: int, widths: Sequence[int] = WIDTHS) -> Plan:
     """The planner's, of a network and a batch that a hundred sites on two cores can afford."""
-    chosen = Overrides(NET, {"widths": list(WIDTHS)}, steps=steps)
+    chosen = Overrides(NET, {"widths": list(widths)}, steps=steps)
     plan = plan_dataset(dataset, overrides=chosen)
     return with_steps(replace(plan, batch_size=BATCH), steps, None, plan.fit.validations)
 

@@ -37,6 +37,7 @@ from qinjing.cli.join import (
 from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
+from qinjing.cli.node import ServeNode, ServeWork
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
 from qinjing.cli.report_case import ReportCase
 from qinjing.cli.serve import Serve, ServeRevoke, ServeToken, ServeTokens
@@ -302,6 +303,8 @@ COMMANDS: dict[str, type[Command]] = {
     "consent affected": ConsentAffected,
     "unlearn": Unlearn,
     "serve": Serve,
+    "serve node": ServeNode,
+    "serve work": ServeWork,
     "serve token": ServeToken,
     "serve tokens": ServeTokens,
     "serve revoke": ServeRevoke,

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from qinjing.serve.catalogue import Catalogue
     from qinjing.serve.jobs import Job
 
-KINDS = ("deidentify",)  # as serve.work has them, which is not light
+KINDS = ("deidentify", "predict")  # as serve.work has them, which is not light
+_CLASSES = (
+    "tool",
+    "analysis",
+    "diagnosis",
+)  # as report.product_class has them  # as serve.work has them, which is not light
 
 _FOLDER = argument("-o", "--folder", metavar="FOLDER", help="where studies are kept")
 _CATALOGUE = argument(
@@ -107,6 +112,25 @@ class ServeWork(Command):
         default=(),
         metadata=argument("--keep", metavar="OPTION", help="as of `data deidentify`"),
     )
+    model: Path | None = field(
+        default=None,
+        metadata=argument("-m", "--model", metavar="RUN", there=True, help="that predicts"),
+    )
+    modality: str = field(
+        default="CT", metadata=argument("--modality", metavar="MODALITY", help="that it is for")
+    )
+    product_class: str = field(
+        default="tool",
+        metadata=argument(
+            "--class", choices=_CLASSES, help="that was declared for it: what may be put out"
+        ),
+    )
+    card: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--card", metavar="FILE", there=True, help="JSON: name, intended_use, limits"
+        ),
+    )
     send_to: str | None = field(
         default=None,
         metadata=argument("--send-to", metavar="AET@HOST:PORT", help="results too, by C-STORE"),
@@ -119,10 +143,16 @@ class ServeWork(Command):
         from qinjing.serve.send import Destination
         from qinjing.serve.work import WorkConfig, work
 
+        model = None
+        if self.model:
+            from qinjing.serve.answer import ServedModel
+
+            model = ServedModel(self.model, self.modality, self.product_class, self.card)
         config = WorkConfig(
             self.work,
             read_secret(self.secret)[0] if self.secret else None,
             self.keep,
+            model,
             Destination.parse(self.send_to) if self.send_to else None,
         )
         _tell("waiting for complete studies; stop with Ctrl-C")

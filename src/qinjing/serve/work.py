@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qinjing.errors import ConfigError, InputError, QinjingError
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.jobs import LEASE_S, Job, Queue
 from qinjing.serve.send import Destination, send
+
+if TYPE_CHECKING:
+    from qinjing.serve.answer import ServedModel
 
 LOG = logging.getLogger("qinjing.serve.work")
 
@@ -35,6 +38,7 @@ class WorkConfig:
         kinds: of jobs, of `KINDS`.
         secret: of pseudonyms, for `deidentify`.
         keep: more than the basic profile keeps, for `deidentify`.
+        model: that answers studies, for `predict`.
         destination: where results are sent; they stay in their folder where there is none.
         lease_s: seconds after which a job of a lost worker goes to another.
         idle_s: seconds between two looks at an empty queue.
@@ -46,6 +50,7 @@ class WorkConfig:
     kinds: tuple[str, ...]
     secret: bytes | None = None
     keep: tuple[str, ...] = ()
+    model: ServedModel | None = None
     destination: Destination | None = None
     lease_s: float = LEASE_S
     idle_s: float = 0.5
@@ -56,6 +61,8 @@ class WorkConfig:
             raise ConfigError("work", f"of {', '.join(KINDS)}", ", ".join(unknown) or "none")
         if "deidentify" in self.kinds and self.secret is None:
             raise ConfigError("--secret", "given, to de-identify", "none")
+        if "predict" in self.kinds and self.model is None:
+            raise ConfigError("--model", "given, to predict", "none")
 
 
 def work(
@@ -142,6 +149,17 @@ def deidentified(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[
             "warnings": sorted(made.warnings)}  # fmt: skip
 
 
+def predicted(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
+    """Segment a study, and send what the model's class may say of it."""
+    from qinjing.serve.answer import answer
+
+    if config.model is None:
+        raise ConfigError("--model", "given, to predict", "none")
+    out = _fresh(catalogue, job)
+    files = answer(catalogue.place(job.study_instance_uid), config.model, out)
+    return {"made": [file.name for file in files], "sent": _sent(files, config.destination)}
+
+
 def _fresh(catalogue: Catalogue, job: Job) -> Path:
     """An empty folder for what a job makes."""
     name = catalogue.place(job.study_instance_uid).name
@@ -157,4 +175,5 @@ def _sent(files: Sequence[Path], destination: Destination | None) -> int:
 
 KINDS: dict[str, Callable[[Job, Catalogue, WorkConfig], Mapping[str, Any]]] = {
     "deidentify": deidentified,
+    "predict": predicted,
 }

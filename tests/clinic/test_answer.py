@@ -1,0 +1,182 @@
+"""From a PACS to a model and back: Orthanc sends a study, gets segmentation and report."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+for package in ("highdicom", "pynetdicom", "sqlalchemy", "fpdf", "dicomweb_client"):
+    pytest.importorskip(package)
+
+from qinjing.config import write_json  # noqa: E402
+from qinjing.data.dicom.read import read_dicom  # noqa: E402
+from qinjing.data.dicom.read_seg import read_seg  # noqa: E402
+from qinjing.data.layouts import open_dataset  # noqa: E402
+from qinjing.data.nifti import read_nifti  # noqa: E402
+from qinjing.engine.plan import make_plan, with_steps  # noqa: E402
+from qinjing.errors import ConfigError, InputError  # noqa: E402
+from qinjing.serve.answer import ServedModel, answer  # noqa: E402
+from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
+from qinjing.serve.node import NodeConfig, node  # noqa: E402
+from qinjing.serve.send import Destination  # noqa: E402
+from qinjing.serve.work import WorkConfig, work  # noqa: E402
+from qinjing.tasks.planning import measure  # noqa: E402
+from qinjing.tasks.predict import predict_folder  # noqa: E402
+from qinjing.tasks.train import TrainConfig, train  # noqa: E402
+from tests.clinic.orthanc import free_port, started  # noqa: E402
+from tests.data.dicom.derive import errors_of  # noqa: E402
+from tests.data.dicom.series import uid, write_series  # noqa: E402
+from tests.tasks.test_train import write_case  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    for number in range(5):
+        write_case(folder, f"case{number}", number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    opened = open_dataset(dataset)
+    plan = make_plan(measure(opened, opened.cases), device="cpu", threads=1, net="subvoxel_unet")
+    output = tmp_path_factory.mktemp("run")
+    write_json(output / "plan.json", with_steps(plan, 40, None, 1))
+    train(TrainConfig(dataset, output / "run", plan=output / "plan.json"))
+    return output / "run"
+
+
+@pytest.fixture(scope="module")
+def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan that the model saw, as a scanner sends it, and a localiser beside it."""
+    folder = tmp_path_factory.mktemp("study")
+    image = read_nifti(dataset / "images" / "case0.nii.gz").canonical()
+    spacing = image.spacing_mm
+    origin = image.affine[:3, 3].tolist()
+    assert np.allclose(image.affine[:3, :3], np.diag(spacing[::-1])[:, ::-1])
+    write_series(
+        folder / "scan", image.voxels.astype(np.int16), spacing=spacing, origin=origin,
+        intercept=0.0, edit=_named,
+    )  # fmt: skip
+
+    def localiser(file: Any, d: int) -> None:
+        _named(file, d)
+        file.SeriesInstanceUID, file.SOPInstanceUID = uid("localiser"), uid("localiser", d)
+
+    write_series(folder / "localiser", np.zeros((2, 8, 8), np.int16), edit=localiser)
+    return folder
+
+
+def _named(file: Any, _: int) -> None:
+    file.PatientName, file.StudyDate, file.StudyID = "Canary^Kanarie", "20250102", "S1"
+    file.PatientBirthDate = "19500203"
+
+
+@pytest.mark.parametrize("product_class", ["tool", "analysis"])
+def test_a_study_goes_from_orthanc_to_the_model_and_back(
+    product_class: str, run: Path, study: Path, dataset: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    with started(tmp_path / "orthanc", {"qinjing": ("QINJING", port)}) as pacs:
+        catalogue = open_catalogue(tmp_path / "studies")
+        client = pacs.client()
+        client.store_instances([pydicom.dcmread(file) for file in sorted(study.rglob("*.dcm"))])
+        (there,) = _get(f"{pacs.url}/studies")
+        config = NodeConfig(port=port, quiet_s=0.2, kinds=("predict",), callers=("ORTHANC",))
+        model = ServedModel(run, "CT", product_class)
+        destination = Destination("ORTHANC", "127.0.0.1", pacs.port)
+        with node(config, catalogue):
+            _post(f"{pacs.url}/modalities/qinjing/store", there)
+            _work(catalogue, WorkConfig(("predict",), model=model, destination=destination))
+        (job,) = catalogue.queue.of()
+        assert job.state == "done" and job.reason == ""
+        uid = job.study_instance_uid
+        found = client.search_for_series(uid)
+        modalities = sorted(one["00080060"]["Value"][0] for one in found)
+        wanted = {"tool": ["SEG"], "analysis": ["SEG", "SR"]}[product_class]
+        assert modalities == sorted(["CT", "CT", "DOC", *wanted])
+        for one in found:
+            for got in client.retrieve_series(uid, one["0020000E"]["Value"][0]):
+                assert (got.PatientID, str(got.PatientName)) == ("P1", "Canary^Kanarie")
+                path = tmp_path / f"{got.Modality}.dcm"
+                got.save_as(path, enforce_file_format=True)
+                if got.Modality in ("SEG", "SR", "DOC"):
+                    assert errors_of(path) == []
+    # The same voxels as `qinjing predict` labels on the NIfTI that this scan was.
+    predict_folder(run, dataset / "images", tmp_path / "predicted")
+    expected = read_nifti(tmp_path / "predicted" / "case0.nii.gz").canonical()
+    scan = next(one for one in read_dicom(study).volumes if len(one.planes) > 2)
+    said = read_seg(tmp_path / "SEG.dcm")
+    marked = sum(said.mask(one.number, scan).canonical().voxels > 0 for one in said.segments)
+    np.testing.assert_array_equal(marked, expected.voxels > 0)
+    assert expected.voxels.any()
+    made = json.loads(next((tmp_path / "studies").rglob("case.json")).read_text())
+    assert (made["measured"] is None) == (product_class == "tool")
+
+
+def test_a_second_attempt_gives_the_same_instances(run: Path, study: Path, tmp_path: Path) -> None:
+    model = ServedModel(run, "CT", "analysis")
+    uids = []
+    for attempt in ("first", "second"):
+        files = answer(study, model, tmp_path / attempt)
+        uids.append([pydicom.dcmread(file).SOPInstanceUID for file in files])
+    assert uids[0] == uids[1] and len(set(uids[0])) == 3
+    other = [
+        pydicom.dcmread(file).SOPInstanceUID
+        for file in answer(study, replace(model, product_class="tool"), tmp_path / "tool")
+    ]
+    assert not set(other) & set(uids[0])
+
+
+def test_a_study_without_a_fitting_series_fails_with_the_reason(
+    run: Path, study: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="a series of MR with 8 slices or more, got none"):
+        answer(study, ServedModel(run, "MR", "tool"), tmp_path / "out")
+
+
+def test_a_class_that_there_is_not_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="tool, analysis, diagnosis"):
+        ServedModel(run, "CT", "toy")
+
+
+def _work(catalogue: Catalogue, config: WorkConfig) -> None:
+    """Work until one job has come to its end."""
+    ended = threading.Event()
+    became: list[str] = []
+
+    def tell(_: Any, word: str) -> None:
+        became.append(word)
+        ended.set()
+
+    _soon(lambda: bool(catalogue.queue.of()))
+    work(catalogue, config, ended, tell)
+    assert became == ["done"], [job.reason for job in catalogue.queue.of()]
+
+
+def _soon(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < until, "not within a minute"
+        time.sleep(0.05)
+
+
+def _get(url: str) -> Any:
+    with urlopen(url, timeout=30) as answered:
+        return json.loads(answered.read())
+
+
+def _post(url: str, body: str) -> Any:
+    with urlopen(Request(url, body.encode(), method="POST"), timeout=60) as answered:
+        return json.loads(answered.read())
