@@ -6,7 +6,8 @@ somebody all the same. The codes are the table's: X remove, Z empty, D put a dum
 K keep, C clean.
 
 Source: DICOM PS3.15, table E.1-1 and section E.3; table E.3.10-1 for private attributes. The
-codes were taken as facts from dicom-anonymizer 2.1 (MIT) and innolitics/dicom-standard (MIT).
+codes were taken as facts from dicom-anonymizer 2.1 (MIT) and innolitics/dicom-standard (MIT); where
+these are silent or differ, the codes of the options from the table as idiscore lists it.
 """
 
 from __future__ import annotations
