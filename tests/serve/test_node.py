@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,40 @@ def test_a_destination_that_is_not_there_is_tried_again(
     assert job.state == "waiting" and "ARCHIVE does not answer" in job.reason
     with pytest.raises(QinjingError, match="does not answer"):
         send([catalogue.path(job.study_instance_uid, instance(1, 0).SOPInstanceUID)], away)
+
+
+# Who does not say who he is is let go without a word, which pynetdicom does not take well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_over_tls_only_who_shows_a_certificate_comes_in(
+    catalogue: Catalogue, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    config = NodeConfig(port=0, tls_cert=cert, tls_key=key, tls_ca=cert)
+    with node(config, catalogue) as address:
+        assert _associates(address, None) is False
+        context = ssl.create_default_context(cafile=cert)
+        assert _associates(address, context) is False
+        context.load_cert_chain(cert, key)
+        assert _associates(address, context) is True
+    with (
+        pytest.raises(ConfigError, match="certificates and a key in PEM"),
+        node(NodeConfig(port=0, tls_cert=key, tls_key=cert, tls_ca=cert), catalogue),
+    ):
+        pass
+
+
+def _associates(address: tuple[str, int], context: ssl.SSLContext | None) -> bool:
+    """Whether an echo is answered."""
+    ae = AE(ae_title="SCANNER")
+    ae.add_requested_context(Verification)
+    ae.acse_timeout = ae.dimse_timeout = 5
+    tls = (context, "127.0.0.1") if context else None
+    association = ae.associate(*address, ae_title="QINJING", tls_args=tls)
+    if not association.is_established:
+        return False
+    status = association.send_c_echo().get("Status")
+    association.release()
+    return bool(status == 0)
 
 
 @pytest.mark.parametrize(
