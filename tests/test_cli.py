@@ -30,6 +30,7 @@ FIXED_WORDS = [
     "data fetch Task04_Hippocampus -o F",
     "data split -i D -o splits_final.json --folds 5 --seed 1",
     "data split -i D -o splits_final.json --shards 8",
+    "data dicom -i D -o F",
     "data deidentify -i D -o F --secret S --keep dates descriptors",
     "plan -i D -o plan.json --budget 10m",
     "train -i D -o RUN --budget 14m --fold all --net N --loss L --seed 3 --resume",

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 # <!-- not run: network -->, on the line before a block: the only reasons not to run it.
 REASONS = ("network", "GPU")
 # <!-- given: phantom as my_scans -->: what the reader has already, made before the page is run.
-GIVEN = ("phantom", "run")
+GIVEN = ("phantom", "run", "series")
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.M | re.S

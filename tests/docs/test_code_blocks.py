@@ -29,6 +29,22 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def series(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of those scans as a PACS gives it out."""
+    pytest.importorskip("highdicom")
+    import numpy as np
+
+    from qinjing.data.nifti import read_nifti
+    from tests.data.dicom.series import write_series
+
+    image = read_nifti(next(iter(sorted((phantom / "imagesTr").iterdir())))).canonical()
+    voxels = np.rint(image.voxels).astype(np.int16)
+    folder = tmp_path_factory.mktemp("pacs") / "series"
+    origin = image.affine[:3, 3].tolist()
+    return write_series(folder, voxels, spacing=image.spacing_mm, origin=origin, intercept=0.0)
+
+
 def run_page(page: Page, folder: Path) -> None:
     """Run the blocks of a page in their order."""
     for block in page.blocks:
@@ -51,11 +67,8 @@ def test_page_runs(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -
         request.getfixturevalue("readme")
         return
     for what, name in page.given:
-        source = (
-            request.getfixturevalue("phantom")
-            if what == "phantom"
-            else request.getfixturevalue("readme") / "run"
-        )
+        run = what == "run"
+        source = request.getfixturevalue("readme" if run else what) / ("run" if run else "")
         shutil.copytree(source, tmp_path / name)
     run_page(page, tmp_path)
 

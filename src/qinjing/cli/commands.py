@@ -24,7 +24,7 @@ from qinjing.cli.consent import (
 )
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.deidentify import DataDeidentify
-from qinjing.cli.dicom import ExportDicom
+from qinjing.cli.dicom import DataDicom, ExportDicom
 from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.hand_over import Export
 from qinjing.cli.join import (
@@ -273,6 +273,7 @@ COMMANDS: dict[str, type[Command]] = {
     "data check": DataCheck,
     "data split": DataSplit,
     "data fetch": DataFetch,
+    "data dicom": DataDicom,
     "data deidentify": DataDeidentify,
     "plan": Plan,
     "pretrain": Pretrain,

@@ -1,4 +1,4 @@
-"""The command that gives a result back to a hospital's systems."""
+"""The commands that read a hospital's files and give a result back to its systems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,58 @@ from typing import Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument
-from qinjing.cli.record import files_of, output_argument, record
+from qinjing.cli.record import files_of, output_argument, progress, record
+
+
+@dataclass(frozen=True)
+class DataDicom(Command):
+    """List the series in DICOM files and what was made of them; with -o write them as NIfTI."""
+
+    place: Path = field(
+        metadata=argument(
+            "-i", "--input", metavar="PLACE", there=True, help="folder, zip, DICOMDIR or file"
+        )
+    )
+    output: Path | None = field(
+        default=None,
+        metadata=output_argument("FOLDER", "a NIfTI file and a JSON file for each volume"),
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Read headers, and pixels where they are to be written; series and refusals.
+
+        The record names the folder's files, but not where they came from: a folder's name is often
+        the patient's.
+        """
+        from qinjing import evidence
+        from qinjing.data.dicom.convert import convert
+
+        with progress("reading", unit="file") as show_progress:
+            found = convert(self.place, self.output, show_progress)
+        if self.output is not None:
+            names = [row["file"] for one in found["series"] for row in one["volumes"]]
+            made = [self.output / name for name in names if name]
+            if made:
+                evidence.append(self.output, "data dicom", {}, made, {})
+        return found
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        """A line a volume, then the notes."""
+        heads = ("series", "", "kind", "slices", "rows", "columns", "mm", "units")
+        rows, notes = [], []
+        for one in result["series"]:
+            for volume in one["volumes"]:
+                d, h, w = volume["shape"]
+                mm = " × ".join(f"{value:g}" for value in volume["spacing_mm"])
+                rows.append(
+                    (one["series"], volume["what"], one["modality"], d, h, w, mm, volume["units"])
+                )
+                notes += [f"{one['series']} {volume['what']}: {n}" for n in volume["notes"]]
+        return "\n".join([show.table(heads, rows), *notes])
+
+    def refusals(self, result: Mapping[str, Any]) -> list[str]:
+        """Each series, or file of none, that could not be read."""
+        return [f"{one['series'] or one['file']}: {one['reason']}" for one in result["refused"]]
 
 
 @dataclass(frozen=True)
