@@ -78,15 +78,15 @@ def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def theirs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and affine, as SimpleITK reads them."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
     affine = np.eye(4)
     columns = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, :3], affine[:3, 3] = columns[:, ::-1], image.GetOrigin()
-    return sitk.GetArrayFromImage(image), affine
+    return SimpleITK.GetArrayFromImage(image), affine
 
 
 def measure(read: Callable[[Path], Any], folder: Path) -> tuple[float, float, Any]:

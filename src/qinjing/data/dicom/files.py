@@ -73,6 +73,23 @@ def find_files(place: Path) -> Files:
     return found
 
 
+def series_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that make its series, by name.
+
+    Raises:
+        FormatError: there is no such folder, or no DICOM file in it.
+    """
+    try:
+        files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+        named = [file for file in files if file.suffix.lower() == ".dcm"]
+        found = named or [file for file in files if _is_dicom(file)]
+    except OSError as error:
+        raise FormatError("series", "a folder that can be read", error, where=folder) from None
+    if not found:
+        raise FormatError("series", "a folder of DICOM files", "none", where=folder)
+    return found
+
+
 def _is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
         return is_dicom(file.read(132))

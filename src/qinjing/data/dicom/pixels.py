@@ -5,6 +5,7 @@ Source: DICOM PS3.5, 8 (native and encapsulated pixels), 8.1.1 (bits stored, hig
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ from qinjing.data.dicom.elements import (
 from qinjing.errors import ConfigError
 
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
+# Who decodes what: for each syntax the library made for it, where it is installed. Trying the next
+# after a failure would only find a worse reason, or a library that ends the process.
+_DECODERS = {
+    "1.2.840.10008.1.2.4.80": "pyjpegls", "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg", "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg", "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg", "1.2.840.10008.1.2.5": "pydicom",
+}  # fmt: skip
 # What a decoder may make of one byte: flat images pack well, but a header that promises more lies.
 MOST_FROM_A_BYTE = 4096
 
@@ -190,6 +199,7 @@ def _trim(pixels: np.ndarray, stored: Stored) -> np.ndarray:
 
 def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
     try:
+        from pydicom.encaps import generate_frames
         from pydicom.pixels import get_decoder
         from pydicom.uid import UID
     except ModuleNotFoundError as error:
@@ -202,10 +212,10 @@ def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
         name = UID(stored.syntax).name
         try:
             decoder = get_decoder(UID(stored.syntax))
-            usable = decoder.is_available
+            there = decoder.available_plugins
         except NotImplementedError:
-            usable = False
-    if not usable:
+            there = ()
+    if not there:
         rule = "of a transfer syntax that can be decoded here"
         raise DamagedError(f"pixels must be {rule}, got {name}; decompress the series first")
     with stored.path.open("rb") as file:
@@ -217,13 +227,19 @@ def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
         "bits_allocated": 8 * stored.dtype.itemsize, "bits_stored": stored.bits,
         "pixel_representation": int(stored.dtype.kind == "i"), "pixel_keyword": "PixelData",
     }  # fmt: skip
-    found = decoder.iter_array(buffer, indices=list(frames), raw=True, **said)
-    for _ in frames:
+    best = _DECODERS.get(stored.syntax, "gdcm")
+    plugin = best if best in there else there[0]
+    found = decoder.iter_array(
+        buffer, indices=list(frames), raw=True, decoding_plugin=plugin, **said
+    )
+    packed = enumerate(generate_frames(buffer, number_of_frames=stored.n_frames))
+    for frame in frames:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                _check_codestream(next(some for k, some in packed if k == frame), stored.shape)
                 pixels = np.asarray(next(found)[0])
-        except MemoryError:
+        except (DamagedError, MemoryError):
             raise
         except Exception as error:  # each decoder raises classes of its own
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -231,3 +247,30 @@ def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
         if pixels.shape != stored.shape:
             raise DamagedError(f"pixels must be of shape {stored.shape}, got {pixels.shape}")
         yield _trim(pixels.astype(stored.dtype, copy=False), stored)
+
+
+def _check_codestream(packed: bytes, shape: tuple[int, int]) -> None:
+    """Refuse a JPEG of any kind whose own header says another size: a decoder would allocate it.
+
+    Source: ITU-T T.81, B.2.2 (frame header); T.800, A.5.1 (SIZ).
+    """
+    if packed[:4] == b"\xff\x4f\xff\x51" and len(packed) >= 24:
+        right, down, left, top = struct.unpack_from(">4I", packed, 8)
+        said = (down - top, right - left)
+    elif packed[:2] == b"\xff\xd8":
+        at = 2
+        while True:
+            if at + 9 > len(packed) or packed[at] != 0xFF:
+                raise DamagedError("pixels must be decodable, got a JPEG without a frame header")
+            marker = packed[at + 1]
+            if marker == 0xFF:  # fill bytes
+                at += 1
+            elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                break
+            else:
+                at += 2 + int(struct.unpack_from(">H", packed, at + 2)[0])
+        said = struct.unpack_from(">2H", packed, at + 5)
+    else:
+        return
+    if tuple(said) != shape:
+        raise DamagedError(f"pixels must be of shape {shape}, got {tuple(said)}")

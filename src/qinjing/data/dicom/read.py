@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from qinjing.data.dicom.apart import part
-from qinjing.data.dicom.elements import DamagedError, is_dicom, read_elements
-from qinjing.data.dicom.files import find_files
+from qinjing.data.dicom.elements import DamagedError, read_elements
+from qinjing.data.dicom.files import find_files, series_files
 from qinjing.data.dicom.header import Identity, Plane, identify, planes_of
 from qinjing.data.dicom.pixels import read_frames
 from qinjing.data.dicom.series import DicomVolume, Reading, Refusal, Source
@@ -203,28 +203,6 @@ def read_patient_id(folder: str | Path) -> str:
         file = read_elements(path)
         coded = "utf-8" if "192" in file.text(0x00080005) else "latin-1"
         return file.raw(0x00100020).decode(coded, "replace").strip(" \0")
-
-
-def series_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that make its series, by name.
-
-    Raises:
-        FormatError: there is no such folder, or no DICOM file in it.
-    """
-    try:
-        files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-        named = [file for file in files if file.suffix.lower() == ".dcm"]
-        found = named or [file for file in files if _has_magic(file)]
-    except OSError as error:
-        raise FormatError("series", "a folder that can be read", error, where=folder) from None
-    if not found:
-        raise FormatError("series", "a folder of DICOM files", "none", where=folder)
-    return found
-
-
-def _has_magic(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_dicom(file.read(132))
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def _refuse_missing(ordered: Sequence[Plane], gaps: np.ndarray) -> None:
         return
     holes = [
         f"{round(float(times[k])) - 1} between {_name(ordered[k])} and {_name(ordered[k + 1])}"
-        for k in np.flatnonzero(odd)
+        for k in np.flatnonzero(odd).tolist()
     ]
     got = f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm: missing are " + ", ".join(holes[:5])
     raise GeometryError("slices", "evenly spaced, none missing", got)
