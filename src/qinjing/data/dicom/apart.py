@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qinjing.data.dicom.elements import Elements
-from qinjing.data.dicom.pixels import Stored
 
 if TYPE_CHECKING:
     from qinjing.data.dicom.header import Plane
 
 _COMPONENTS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
 SAME_PLACE_MM = 1e-3
+SAME_DIRECTION = 1e-4  # of direction cosines, which are written with six digits or more
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Apart:
     number: float
 
 
-def apart(
-    file: Elements, own: Elements, shared: Elements, pointers: Sequence[int], stored: Stored
-) -> Apart:
+def apart(file: Elements, own: Elements, shared: Elements, pointers: Sequence[int]) -> Apart:
     """Return the properties of one frame.
 
     Args:
@@ -64,7 +62,6 @@ def apart(
         own: the frame's functional groups; of a single-frame file the file itself.
         shared: those of all frames; likewise.
         pointers: what the file's dimension indices point to.
-        stored: its pixels.
 
     Raises:
         DamagedError: an element that must be a number is none.
@@ -147,6 +144,34 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("temporal", "time"), ("trigger_ms", "phase"), ("reference_ms", "time"), ("index", "index"),
     ("acquisition", "time"), ("acquired", "time"), ("number", "time"),
 )  # fmt: skip
+
+
+def alike(planes: Sequence[Plane]) -> list[list[Plane]]:
+    """Group planes that are parallel, of one size, spacing, type and frame of reference."""
+    groups: list[list[Plane]] = []
+    known: dict[tuple[object, ...], list[Plane]] = {}
+    for plane in planes:
+        key = (plane.file.frame_of_reference, plane.shape, plane.stored.dtype,
+               plane.directions.tobytes(), plane.spacing_mm.tobytes())  # fmt: skip
+        group = known.get(key)
+        if group is None:
+            group = next((some for some in groups if _fits(plane, some[0])), None)
+            if group is None:
+                group = []
+                groups.append(group)
+            known[key] = group
+        group.append(plane)
+    return groups
+
+
+def _fits(one: Plane, other: Plane) -> bool:
+    return (
+        one.file.frame_of_reference == other.file.frame_of_reference
+        and one.shape == other.shape
+        and one.stored.dtype == other.stored.dtype
+        and bool(abs(one.directions - other.directions).max() <= SAME_DIRECTION)
+        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-5)
+    )
 
 
 def part(planes: Sequence[Plane]) -> list[tuple[str, list[Plane]]]:

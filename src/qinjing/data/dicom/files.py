@@ -6,7 +6,9 @@ Source: DICOM PS3.10, 8.6 and PS3.3, F.3 (DICOMDIR).
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,18 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")
 _PIECE = 1 << 20
 
 
+class Unpacked:
+    """A temporary folder that goes when nothing holds it any more.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="qinjing-dicom-")
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
 @dataclass(eq=False)
 class Files:
     """DICOM files of a place.
@@ -30,12 +44,12 @@ class Files:
     Attributes:
         paths: in the order of their names, which means nothing.
         refused: what could not be opened or unpacked.
-        unpacked: the temporary folder of a zip's files; it goes when nothing holds it any more.
+        unpacked: where a zip's files lie.
     """
 
     paths: list[Path] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
-    unpacked: tempfile.TemporaryDirectory[str] | None = None
+    unpacked: Unpacked | None = None
 
 
 def find_files(place: Path) -> Files:
@@ -97,11 +111,9 @@ def _is_dicom(path: Path) -> bool:
 
 def _is_directory(path: Path) -> bool:
     try:
-        if not _is_dicom(path):
-            return False
-        with path.open("rb") as file:
-            return DIRECTORY.encode() + b"\0" in file.read(512)
-    except OSError:
+        meta = read_elements(path).meta
+        return meta is not None and meta.text(0x00020002) == DIRECTORY
+    except (DamagedError, OSError):
         return False
 
 
@@ -147,8 +159,8 @@ def _follow(directory: Path, found: Files) -> None:
 def _unpack(archive: Path, found: Files) -> None:
     """Unpack a zip's DICOM files under names of our own into a temporary folder."""
     if found.unpacked is None:
-        found.unpacked = tempfile.TemporaryDirectory(prefix="qinjing-dicom-")
-    folder = Path(tempfile.mkdtemp(dir=found.unpacked.name))
+        found.unpacked = Unpacked()
+    folder = Path(tempfile.mkdtemp(dir=found.unpacked.folder))
     left = UNPACKED_BYTES
     try:
         with zipfile.ZipFile(archive) as packed:

@@ -147,7 +147,7 @@ def planes_of(file: Elements, identity: Identity, size: int) -> list[Plane]:
     one = Plane(
         identity, stored, 0, None, True, stored.shape, position(file),
         _directions(file), _spacing(file), _thickness(file), scale(file, file, file),
-        apart(file, file, file, (), stored),
+        apart(file, file, file, ()),
     )  # fmt: skip
     return [one]
 
@@ -186,7 +186,7 @@ def _tiled(
 ) -> list[Plane]:  # fmt: skip
     """The planes that one mosaic holds."""
     directions, spacing = _directions(file), _spacing(file)
-    scaled, told = scale(file, file, file), apart(file, file, file, (), stored)
+    scaled, told = scale(file, file, file), apart(file, file, file, ())
     return [
         Plane(identity, stored, 0, tile, True, shape, position, directions, spacing,
               _thickness(file), scaled, told)
@@ -214,7 +214,7 @@ def _multi_frame(file: Elements, identity: Identity, stored: Stored) -> list[Pla
                 identity, stored, frame, None, False, stored.shape,
                 position(group(_POSITION)), _directions(group(_ORIENTATION)),
                 _spacing(measures), _thickness(measures), scale(file, groups, shared),
-                apart(file, groups, shared, pointers, stored),
+                apart(file, groups, shared, pointers),
             )
         )  # fmt: skip
     return planes

@@ -242,7 +242,7 @@ def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
         except (DamagedError, MemoryError):
             raise
         except Exception as error:  # each decoder raises classes of its own
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise DamagedError(f"pixels must be decodable as {name}, got {reason}") from None
         if pixels.shape != stored.shape:
             raise DamagedError(f"pixels must be of shape {stored.shape}, got {pixels.shape}")
@@ -252,7 +252,7 @@ def _decoded(stored: Stored, frames: Sequence[int]) -> Iterator[np.ndarray]:
 def _check_codestream(packed: bytes, shape: tuple[int, int]) -> None:
     """Refuse a JPEG of any kind whose own header says another size: a decoder would allocate it.
 
-    Source: ITU-T T.81, B.2.2 (frame header); T.800, A.5.1 (SIZ).
+    Source: ITU-T T.81, B.2.2 (frame header); T.800, A.5.1 (image size).
     """
     if packed[:4] == b"\xff\x4f\xff\x51" and len(packed) >= 24:
         right, down, left, top = struct.unpack_from(">4I", packed, 8)
@@ -269,6 +269,9 @@ def _check_codestream(packed: bytes, shape: tuple[int, int]) -> None:
                 break
             else:
                 at += 2 + int(struct.unpack_from(">H", packed, at + 2)[0])
+        if marker == 0xF7 and not packed.rstrip(b"\0").endswith(b"\xff\xd9"):
+            # Behind the last byte of such a stream, CharLS may count for a minute.
+            raise DamagedError("pixels must be decodable, got a JPEG-LS stream that is cut off")
         said = struct.unpack_from(">2H", packed, at + 5)
     else:
         return

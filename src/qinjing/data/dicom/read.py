@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qinjing.data.dicom.apart import part
+from qinjing.data.dicom.apart import alike, part
 from qinjing.data.dicom.elements import DamagedError, read_elements
 from qinjing.data.dicom.files import find_files, series_files
 from qinjing.data.dicom.header import Identity, Plane, identify, planes_of
@@ -26,8 +26,6 @@ from qinjing.data.dicom.stack import Stack, resample, stack
 from qinjing.data.nifti import Header
 from qinjing.errors import FormatError, GeometryError, InputError
 from qinjing.volume import Volume
-
-SAME_DIRECTION = 1e-4  # of direction cosines, which are written with six digits or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,12 +264,15 @@ def _series_of(
 
 def _plan(series: Series, planes: list[Plane]) -> None:
     """Part a series' planes into volumes, and find the grid of each."""
-    groups = _alike(planes)
+    groups = alike(planes)
     series.stacks = len(groups)
     for k, group in enumerate(groups, 1):
         prefix = f"stack {k} " if len(groups) > 1 else ""
-        for what, some in part(group):
+        parts = part(group)
+        most = max(len(some) for _, some in parts)
+        for what, some in parts:
             try:
+                _refuse_fewer(len(some), most)
                 with _refusals(some[0].file.path.parent):
                     series.volumes.append(_planned(some, (prefix + what).strip()))
             except GeometryError as error:
@@ -279,6 +280,13 @@ def _plan(series: Series, planes: list[Plane]) -> None:
                 where = path.parent if some[0].single else path
                 reason = f"{prefix + what}: {error}" if prefix + what else str(error)
                 series.refused.append(Refusal(series.uid, path, f"{reason} ({where})"))
+
+
+def _refuse_fewer(n: int, most: int) -> None:
+    """Refuse a time point that broke off: without its last slices no gap shows it."""
+    if n < most:
+        rule = "as many as in the series' other volumes"
+        raise GeometryError("slices", rule, f"{n} of {most}")
 
 
 def _planned(planes: list[Plane], what: str) -> Planned:
@@ -292,34 +300,6 @@ def _planned(planes: list[Plane], what: str) -> Planned:
     if not planes[0].file.series:
         notes.append("Files without SeriesInstanceUID: those of one folder were taken as a series.")
     return Planned(grid, what, dtype, units.pop() if len(units) == 1 else "", tuple(notes))
-
-
-def _alike(planes: list[Plane]) -> list[list[Plane]]:
-    """Group planes that are parallel, of one size, spacing, type and frame of reference."""
-    groups: list[list[Plane]] = []
-    known: dict[tuple[object, ...], list[Plane]] = {}
-    for plane in planes:
-        key = (plane.file.frame_of_reference, plane.shape, plane.stored.dtype,
-               plane.directions.tobytes(), plane.spacing_mm.tobytes())  # fmt: skip
-        group = known.get(key)
-        if group is None:
-            group = next((some for some in groups if _fits(plane, some[0])), None)
-            if group is None:
-                group = []
-                groups.append(group)
-            known[key] = group
-        group.append(plane)
-    return groups
-
-
-def _fits(one: Plane, other: Plane) -> bool:
-    return (
-        one.file.frame_of_reference == other.file.frame_of_reference
-        and one.shape == other.shape
-        and one.stored.dtype == other.stored.dtype
-        and bool(abs(one.directions - other.directions).max() <= SAME_DIRECTION)
-        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-5)
-    )
 
 
 def _fill(voxels: np.ndarray, planes: tuple[Plane, ...]) -> None:

@@ -143,7 +143,7 @@ def _refuse_missing(ordered: Sequence[Plane], gaps: np.ndarray) -> None:
     times = gaps / usual
     odd = abs(times - 1) > 2 * TOLERANCE
     multiples = odd & (np.rint(times) > 1) & (abs(times - np.rint(times)) <= 2 * TOLERANCE * times)
-    if not odd.any() or (odd & ~multiples).any() or odd.mean() > MOST_MISSING:
+    if not odd.any() or (odd & ~multiples).any() or odd.sum() > max(1, MOST_MISSING * len(gaps)):
         return
     holes = [
         f"{round(float(times[k])) - 1} between {_name(ordered[k])} and {_name(ordered[k + 1])}"
