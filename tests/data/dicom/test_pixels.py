@@ -101,3 +101,22 @@ def test_a_codestream_of_another_size_is_not_decoded():
     _check_codestream(whole + b"\xff\xd9\0", (40, 36))
     with pytest.raises(DamagedError, match="cut off"):
         _check_codestream(whole, (40, 36))
+
+
+def test_lossy_jpeg_of_eight_bits_as_pillow_decodes_it(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    y, x = np.mgrid[:40, :36]
+    stored = np.array([(2 * x + 3 * y + 5 * d) % 256 for d in range(3)]).astype(np.uint8)
+    expected = []
+
+    def edit(file, d):
+        packed = io.BytesIO()
+        image.fromarray(stored[d]).save(packed, "JPEG", quality=90)
+        expected.append(np.asarray(image.open(packed)))
+        file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+        file.PixelData = pydicom.encaps.encapsulate([packed.getvalue()])
+        file["PixelData"].VR = "OB"
+
+    write_series(tmp_path, stored, slope=None, edit=edit)
+    voxels = read_series(tmp_path).voxels
+    assert abs(voxels.astype(int) - np.array(expected)).max() <= 1  # decoders may round
