@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
@@ -127,6 +128,16 @@ def compare(folder: Path, rounds: int) -> dict[str, Any]:
     return result
 
 
+def machine() -> dict[str, Any]:
+    """The processor, its cores and the versions that were measured."""
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    versions = {name: version(name) for name in ("qinjing", "numpy", "SimpleITK")}
+    return {"processor": model, "cores": os.cpu_count(), "versions": versions}
+
+
 def main() -> int:
     """Make the series, compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,7 +148,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_series(Path(folder), options.slices)
         result = {"slices": options.slices, **compare(Path(folder), options.rounds)}
-    result["bar"] = BAR
+    result |= {"bar": BAR, **machine()}
     text = json.dumps(result, indent=2)
     print(text)
     if options.output:
