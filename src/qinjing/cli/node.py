@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qinjing.cli.arguments import Command, argument, at_least
+from qinjing.cli.serve import HOST, PORT, TLS_CERT, TLS_KEY
 from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,13 +43,11 @@ class ServeNode(Command):
     )
     host: str = field(
         default="127.0.0.1",
-        metadata=argument("--host", metavar="HOST", help="address; others than this want TLS"),
+        metadata=HOST,
     )
     port: int = field(
         default=11112,
-        metadata=argument(
-            "--port", metavar="PORT", parse=at_least(0, "--port"), help="0 for any that is free"
-        ),
+        metadata=PORT,
     )
     callers: tuple[str, ...] = field(
         default=(),
@@ -63,11 +62,11 @@ class ServeNode(Command):
     )  # fmt: skip
     tls_cert: Path | None = field(
         default=None,
-        metadata=argument("--tls-cert", metavar="PEM", there=True, help="certificate chain"),
+        metadata=TLS_CERT,
     )
     tls_key: Path | None = field(
         default=None,
-        metadata=argument("--tls-key", metavar="PEM", there=True, help="its private key"),
+        metadata=TLS_KEY,
     )
     tls_ca: Path | None = field(
         default=None,

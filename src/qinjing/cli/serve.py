@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 ROLES = ("ethics", "reader", "patient")  # as serve.auth has them, which is not light
 
+HOST = argument("--host", metavar="HOST", help="address; others than this want TLS")
+PORT = argument(
+    "--port", metavar="PORT", parse=at_least(0, "--port"), help="0 for any that is free"
+)
+TLS_CERT = argument("--tls-cert", metavar="PEM", there=True, help="certificate chain")
+TLS_KEY = argument("--tls-key", metavar="PEM", there=True, help="its private key")
 _CONSENTS = argument(
     "--consents",
     metavar="STORE",
@@ -35,21 +41,19 @@ class Serve(Command):
     tokens: Path | None = field(default=None, metadata=_TOKENS)
     host: str = field(
         default="127.0.0.1",
-        metadata=argument("--host", metavar="HOST", help="address; others than this want TLS"),
+        metadata=HOST,
     )
     port: int = field(
         default=8080,
-        metadata=argument(
-            "--port", metavar="PORT", parse=at_least(0, "--port"), help="0 for any that is free"
-        ),
+        metadata=PORT,
     )
     tls_cert: Path | None = field(
         default=None,
-        metadata=argument("--tls-cert", metavar="PEM", there=True, help="certificate chain"),
+        metadata=TLS_CERT,
     )
     tls_key: Path | None = field(
         default=None,
-        metadata=argument("--tls-key", metavar="PEM", there=True, help="its private key"),
+        metadata=TLS_KEY,
     )
     models: tuple[Path, ...] = field(
         default=(),

@@ -81,6 +81,7 @@ def answer(study: Path, model: ServedModel, out: Path) -> list[Path]:
         InputError: no series fits, or none could be answered.
     """
     made: list[Path] = []
+    tried = 0
     faults: list[str] = []
     for series in find_series(study).series:
         if series.modality != model.modality:
@@ -89,9 +90,9 @@ def answer(study: Path, model: ServedModel, out: Path) -> list[Path]:
         for planned in series.volumes:
             if planned.stack.shape[0] < model.least_slices:
                 continue
+            tried += 1  # a folder each, so that nothing of one that failed stays in the next
             try:
-                folder = out / f"{len(made):03d}"
-                made += _one(load(planned), model, folder)
+                made += _one(load(planned), model, out / f"{tried:03d}")
             except InputError as error:
                 faults.append(str(error))
     if not made:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from qinjing.errors import ConfigError
 from qinjing.serve.catalogue import ABOUT, Catalogue, Instance
+from qinjing.serve.send import hush
 from qinjing.serve.settings import is_loopback
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ def _entity(config: NodeConfig) -> AE:
             "DICOM node", "run with pynetdicom", f"no package {error.name}",
             advice="pip install 'qinjing[serve]'",
         ) from None  # fmt: skip
-    for name in ("pynetdicom", "pydicom"):  # whose lines repeat what is sent
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hush()
     ae = AE(ae_title=config.ae_title)
     ae.require_called_aet = True
     ae.require_calling_aet = list(config.callers)

@@ -63,8 +63,7 @@ def send(files: Sequence[Path], destination: Destination) -> int:
     from pydicom.uid import UID
     from pynetdicom import AE
 
-    for name in ("pynetdicom", "pydicom"):  # whose lines repeat what is sent
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hush()
     kinds: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         meta = dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
@@ -91,6 +90,12 @@ def send(files: Sequence[Path], destination: Destination) -> int:
         finally:
             association.release()
     return sent
+
+
+def hush() -> None:
+    """Keep the DICOM libraries' own lines out of every log: they repeat what is sent."""
+    for name in ("pynetdicom", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _one(association: Any, file: Path, destination: Destination) -> None:
