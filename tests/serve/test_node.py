@@ -23,7 +23,7 @@ from pynetdicom.sop_class import Verification
 
 from qinjing.data.database import Database
 from qinjing.errors import ConfigError, QinjingError
-from qinjing.serve.catalogue import Catalogue
+from qinjing.serve.catalogue import Catalogue, study_key
 from qinjing.serve.node import NodeConfig, described, node
 from qinjing.serve.send import Destination, send
 from qinjing.serve.work import WorkConfig, work
@@ -163,7 +163,7 @@ def test_studies_are_listed_newest_first_in_pages(catalogue: Catalogue, clock: C
         file = content(instance(study, 0))
         catalogue.keep(described(file), file)
     seen: list[str] = []
-    while page := catalogue.studies(after=seen[-1] if seen else "", limit=2):
+    while page := catalogue.studies(after=study_key(seen[-1]) if seen else "", limit=2):
         seen += [study.study_instance_uid for study in page]
     assert seen == [instance(study, 0).StudyInstanceUID for study in (4, 3, 2, 1, 0)]
     assert catalogue.study(seen[0]) is not None and catalogue.study("1.2.3") is None

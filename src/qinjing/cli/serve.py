@@ -15,7 +15,7 @@ from qinjing.errors import ConfigError
 if TYPE_CHECKING:
     from qinjing.serve.auth import Tokens
 
-ROLES = ("ethics", "reader", "patient")  # as serve.auth has them, which is not light
+ROLES = ("ethics", "reader", "patient", "annotator", "admin")  # as serve.auth
 
 HOST = argument("--host", metavar="HOST", help="address; others than this want TLS")
 PORT = argument(

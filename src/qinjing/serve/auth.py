@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address, ip_address
@@ -27,11 +27,23 @@ from qinjing.config import from_json
 from qinjing.errors import ConfigError, FormatError
 from qinjing.evidence.envelope import locked
 
-Role = Literal["ethics", "reader", "patient"]
-ROLES: tuple[Role, ...] = ("ethics", "reader", "patient")
+Role = Literal["ethics", "reader", "patient", "annotator", "admin"]
+ROLES: tuple[Role, ...] = ("ethics", "reader", "patient", "annotator", "admin")
+Right = Literal[
+    "consent.read", "consent.change", "study.read", "annotate", "confirm", "train", "admin"
+]
+# A patient's rights are those over his own consents, and a project's readers see its images.
+RIGHTS: Mapping[Role, tuple[Right, ...]] = {
+    "ethics": ("consent.read", "consent.change"),
+    "reader": ("consent.read", "study.read", "annotate", "confirm", "train"),
+    "patient": (),
+    "annotator": ("annotate",),
+    "admin": (
+        "consent.read", "consent.change", "study.read", "annotate", "confirm", "train", "admin",
+    ),
+}  # fmt: skip
 PREFIX = "qj"
 _LONGEST_DAYS = 3660
-_FORMER = {"admin": "ethics"}  # of the same rights: files from then must go on to open
 _NOBODY = "0" * 64  # compared with where there is no such token, so that this takes as long
 
 
@@ -66,15 +78,24 @@ class Token:
         """Whether it opens anything at this moment."""
         return not self.revoked and datetime.now(UTC) < datetime.fromisoformat(self.expires)
 
+    def may(self, right: Right) -> bool:
+        """Whether its role has a right."""
+        return right in RIGHTS[self.role]
+
+    @property
+    def person(self) -> str:
+        """Whose it is: two tokens of one name are one person's."""
+        return self.name or f"token {self.token_id}"
+
     @property
     def may_change(self) -> bool:
         """Whether it may grant and withdraw."""
-        return self.role != "reader"
+        return self.role == "patient" or self.may("consent.change")
 
     @property
     def may_see_all(self) -> bool:
         """Whether it is bound to no patient."""
-        return self.role != "patient"
+        return self.may("consent.read")
 
     @property
     def who(self) -> str:
@@ -181,9 +202,7 @@ class Tokens:
             try:
                 said = json.loads(line)
                 if "made" in said:
-                    made = said["made"]
-                    role = _FORMER.get(made["role"], made["role"])
-                    token = from_json({**made, "role": role}, Token)
+                    token = from_json(said["made"], Token)
                     datetime.fromisoformat(token.expires)
                     known[token.token_id] = token
                 else:

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qinjing.data.database import Database
+from qinjing.serve.images import Images
 from qinjing.serve.jobs import Queue
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ ABOUT = {
     "StudyDate": "study_date", "StudyDescription": "description",
     "AccessionNumber": "accession", "Modality": "modality",
 }  # fmt: skip
+# What is to be told of a study with several jobs: what is worst, or least far.
+StudyState = Literal["received", "done", "waiting", "working", "failed"]
+STATES: tuple[StudyState, ...] = ("received", "done", "waiting", "working", "failed")
+_FOUND_BY = ("patient_id", "patient_name", "accession", "description")
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161467)"
 
 
@@ -59,6 +64,7 @@ class Study:
         first: when the first came, seconds since 1970.
         last: when the last came.
         about: as its first instance has them, those of `ABOUT`.
+        state: how far the work on it is.
     """
 
     study_instance_uid: str
@@ -66,6 +72,7 @@ class Study:
     first: float
     last: float
     about: Mapping[str, str]
+    state: StudyState
 
 
 class Catalogue:
@@ -82,7 +89,7 @@ class Catalogue:
     ) -> None:
         self.folder, self._database, self._clock = folder, database, clock
         self._instances, self._studies = _tables()
-        self.queue = Queue(database, clock)
+        self.queue, self.images = Queue(database, clock), Images(folder, database, clock)
         if database.on_sqlite:  # readers and one writer do not wait for each other
             with database.connected() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -118,38 +125,93 @@ class Catalogue:
 
     def place(self, study_instance_uid: str) -> Path:
         """Return the folder of a study's instances."""
-        name = _digest(study_instance_uid)
+        name = study_key(study_instance_uid)
         return self.folder / "instances" / name[:2] / name
 
     def path(self, study_instance_uid: str, sop_instance_uid: str) -> Path:
         """Return the file of an instance."""
         return self.place(study_instance_uid) / f"{_digest(sop_instance_uid)}.dcm"
 
-    def studies(self, after: str = "", limit: int = 100) -> list[Study]:
+    def studies(
+        self, after: str = "", limit: int = 100, search: str = "", state: StudyState | None = None
+    ) -> list[Study]:
         """Return studies, the newest first.
 
         Args:
-            after: begin behind this one's UID.
+            after: begin behind the study of this key.
             limit: no more than these.
+            search: a part of the patient's name or id, the accession number or the description.
+            state: of these alone.
         """
         from sqlalchemy import select, tuple_
 
-        t = self._studies
-        query = select(t).order_by(t.c.first.desc(), t.c.study.desc()).limit(limit)
+        t, rank = self._studies, self._rank()
+        query = select(t, rank.label("rank")).where(*self._found_by(search))
+        query = query.order_by(t.c.first.desc(), t.c.study.desc()).limit(limit)
+        if state:
+            query = query.where(rank == STATES.index(state))
         if after:
-            edge = select(t.c.first, t.c.study).where(t.c.study == after)
+            edge = select(t.c.first, t.c.study).where(t.c.key == after)
             query = query.where(tuple_(t.c.first, t.c.study) < edge.scalar_subquery())
         with self._database.connected() as connection:
             return [_study(row) for row in connection.execute(query)]
 
+    def counts(self, search: str = "") -> dict[StudyState, int]:
+        """Return how many studies are in each state."""
+        from sqlalchemy import func, select
+
+        ranked = select(self._rank().label("rank")).where(*self._found_by(search)).subquery()
+        query = select(ranked.c.rank, func.count()).group_by(ranked.c.rank)
+        with self._database.connected() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(rank, 0) for rank, state in enumerate(STATES)}
+
     def study(self, study_instance_uid: str) -> Study | None:
         """Return a study, None where nothing of it was received."""
+        return next(iter(self._studies_where(self._studies.c.study == study_instance_uid)), None)
+
+    def study_of(self, key: str) -> Study | None:
+        """Return a study by its key."""
+        return next(iter(self._studies_where(self._studies.c.key == key)), None)
+
+    def others(self, study: Study) -> list[Study]:
+        """Return the other studies of a study's patient, the newest first."""
+        patient, t = study.about["PatientID"], self._studies
+        if not patient:
+            return []
+        found = self._studies_where(t.c.patient_id == patient)
+        found = [one for one in found if one.study_instance_uid != study.study_instance_uid]
+        return sorted(found, key=lambda one: (one.about["StudyDate"], one.first), reverse=True)
+
+    def again(self, study: Study, kinds: Collection[str]) -> int:
+        """Let what failed on a study be tried anew, and what is missing be done; how many jobs."""
+        with self._database.writing() as connection:
+            count = self.queue.again(connection, study.study_instance_uid)
+            for kind in kinds:
+                count += self.queue.put(connection, kind, study.study_instance_uid, study.instances)
+        return count
+
+    def _studies_where(self, *which: Any) -> list[Study]:
         from sqlalchemy import select
 
-        t = self._studies
+        query = select(self._studies, self._rank().label("rank")).where(*which)
         with self._database.connected() as connection:
-            row = connection.execute(select(t).where(t.c.study == study_instance_uid)).first()
-        return None if row is None else _study(row)
+            return [_study(row) for row in connection.execute(query)]
+
+    def _rank(self) -> Any:
+        """The place in `STATES` of a row of studies."""
+        from sqlalchemy import func, literal
+
+        worst = self.queue.worst(self._studies.c.study, STATES)
+        return func.coalesce(worst, literal(0))
+
+    def _found_by(self, search: str) -> list[Any]:
+        from sqlalchemy import or_
+
+        if not search:
+            return []
+        return [or_(*(self._studies.c[name].icontains(search, autoescape=True)
+                      for name in _FOUND_BY))]  # fmt: skip
 
     def queue_quiet(self, quiet_s: float, kinds: Collection[str]) -> int:
         """Put in jobs for studies to which nothing was added for a while; how many studies.
@@ -197,7 +259,13 @@ class Catalogue:
             return False
         about = {column: instance.about.get(name, "") for name, column in ABOUT.items()}
         statement = insert(studies).values(
-            study=instance.study_instance_uid, instances=1, queued=0, first=now, last=now, **about
+            study=instance.study_instance_uid,
+            key=study_key(instance.study_instance_uid),
+            instances=1,
+            queued=0,
+            first=now,
+            last=now,
+            **about,
         )
         connection.execute(
             statement.on_conflict_do_update(
@@ -248,13 +316,18 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def study_key(study_instance_uid: str) -> str:
+    """Return what a study is called in places that others see: 40 hexadecimal digits."""
+    return _digest(study_instance_uid)
+
+
 def _digest(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:40]
 
 
 def _study(row: Any) -> Study:
     about = {name: getattr(row, column) for name, column in ABOUT.items()}
-    return Study(row.study, row.instances, row.first, row.last, about)
+    return Study(row.study, row.instances, row.first, row.last, about, STATES[row.rank])
 
 
 def _tables() -> tuple[Table, Table]:
@@ -271,11 +344,13 @@ def _tables() -> tuple[Table, Table]:
     studies = Table(
         "study", MetaData(),
         Column("study", Text, primary_key=True),
+        Column("key", Text, nullable=False, unique=True),
         Column("instances", Integer, nullable=False),
         Column("queued", Integer, nullable=False),
         Column("first", Float(53), nullable=False),
         Column("last", Float(53), nullable=False),
         *(Column(name, Text, nullable=False) for name in ABOUT.values()),
     )  # fmt: skip
+    Index("study_patient", studies.c.patient_id)
     Index("study_first", studies.c.first, studies.c.study)
     return instances, studies

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,10 +68,13 @@ class Queue:
         with database.writing(_TABLE_MADE) as connection:
             self._table.create(connection, checkfirst=True)
 
-    def put(self, connection: Connection, kind: str, study: str, revision: int) -> None:
+    def put(self, connection: Connection, kind: str, study: str, revision: int) -> int:
         """Put a job in, within the transaction of what it follows from; once, however often asked.
 
         What waits for an earlier revision of the study is done with this one.
+
+        Returns:
+            1, or 0 where it was there.
         """
         from sqlalchemy import exists, literal, select
 
@@ -86,7 +89,33 @@ class Queue:
         }  # fmt: skip
         row = select(*(literal(value).label(name) for name, value in columns.items()))
         row = row.where(~exists().where(same & (t.c.revision >= revision)))
-        connection.execute(t.insert().from_select(list(columns), row))
+        return connection.execute(t.insert().from_select(list(columns), row)).rowcount
+
+    def again(self, connection: Connection, study: str) -> int:
+        """Let what failed on a study be tried anew; how many jobs."""
+        t = self._table
+        failed = (t.c.study == study) & (t.c.state == "failed")
+        anew = {"state": "waiting", "attempts": 0, "due": self._clock()}
+        return connection.execute(t.update().where(failed).values(anew)).rowcount
+
+    def worst(self, study: Any, states: Sequence[str]) -> Any:
+        """Return SQL for how far the work on a study is: the greatest place in `states`.
+
+        Of each kind the latest job counts, which is about all of the study's instances.
+
+        Args:
+            study: a column of StudyInstanceUIDs.
+            states: of a study, whose "working" is a job's "taken".
+        """
+        from sqlalchemy import case, func, select
+
+        t, later = self._table, self._table.alias()
+        places = {"taken" if one == "working" else one: k for k, one in enumerate(states)}
+        newer = (later.c.study == t.c.study) & (later.c.kind == t.c.kind)
+        newer &= later.c.revision > t.c.revision
+        query = select(func.max(case(places, value=t.c.state, else_=0)))
+        query = query.where((t.c.study == study) & ~select(later.c.id).where(newer).exists())
+        return query.scalar_subquery()
 
     def take(self, worker: str, kinds: Collection[str], lease_s: float = LEASE_S) -> Job | None:
         """Take the job that waits longest, or one whose worker was lost; None where there is none.

@@ -84,7 +84,9 @@ const ENGLISH = {
   withdrawn: (list) => `no consent to ${list}`,
   granted: (list) => `consent to ${list}`,
   sessionEnded: "You were signed out. Give the token again.",
-  roles: { ethics: "Ethics office", reader: "Reader", patient: "Patient" },
+  roles: {
+    ethics: "Ethics office", reader: "Reader", patient: "Patient", annotator: "Annotator", admin: "Administrator",
+  },
   purposeNames: {
     care: "Care", research: "Research", commercial: "Commercial use",
     federated: "Training with other hospitals", export: "Handing data on",
@@ -187,7 +189,7 @@ const CHINESE = {
   withdrawn: (list) => `不同意${list}`,
   granted: (list) => `同意${list}`,
   sessionEnded: "您已退出，请重新输入令牌。",
-  roles: { ethics: "伦理办公室", reader: "只读", patient: "患者" },
+  roles: { ethics: "伦理办公室", reader: "阅片医师", patient: "患者", annotator: "标注者", admin: "管理员" },
   purposeNames: {
     care: "诊疗", research: "科研", commercial: "商业用途", federated: "与其他医院联合训练",
     export: "向外提供数据",
