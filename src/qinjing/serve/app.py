@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from qinjing.data.consent import Store
@@ -18,44 +18,37 @@ from qinjing.errors import InputError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
 from qinjing.serve.guard import Guard, Refusal, fault
+from qinjing.serve.pages import add_pages
 from qinjing.serve.seen import Owners
 from qinjing.serve.settings import ServeConfig, tokens_file
 
-# Named one by one: nothing else of the package can be asked for, and no type is guessed.
-_STATIC = {
-    "consent.css": "text/css; charset=utf-8",
-    "consent.js": "text/javascript; charset=utf-8",
-    "api.js": "text/javascript; charset=utf-8",
-    "look.js": "text/javascript; charset=utf-8",
-    "parts.js": "text/javascript; charset=utf-8",
-    "words.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
-
 
 def create_app(config: ServeConfig) -> FastAPI:
-    """Build the service over a store of consents.
+    """Build the service over a store of consents, a folder of studies, or both.
 
     Args:
         config: see there. Its host and TLS tell the application how it is reached; opening the
             port is `listen.listen`'s.
 
     Raises:
-        ConfigError: the store is not there or cannot be used, or the tokens' place is not known.
+        ConfigError: the store or the folder is not there or cannot be used, or the tokens' place
+            is not known.
         FormatError: the tokens' file, or a data set, is damaged.
     """
-    tokens = Tokens(tokens_file(config.consents, config.tokens))
+    tokens = Tokens(tokens_file(config.consents, config.tokens, config.folder))
     tokens.all()
     owners = Owners(config.datasets)  # what cannot be read is said now, not to a patient
-    store = Store(config.consents)
+    alone = config.folder is None
+    store = Store(config.consents) if alone or config.store else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        store.close()
+        if store is not None:
+            store.close()
 
     app = FastAPI(
-        title="Qinjing", description="Patients' consents.", lifespan=lifespan,
+        title="Qinjing", description="Studies, segmentations and consents.", lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url="/api/openapi.json",
     )  # fmt: skip
     app.state.config, app.state.store, app.state.tokens = config, store, tokens
@@ -64,30 +57,26 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.state.throttle, app.state.walking = Throttle(), threading.Lock()
     app.add_middleware(Guard, config=config)
     app.include_router(session.router)
-    app.include_router(consent.router)
-    _add_page(app)
+    if store is not None:
+        app.include_router(consent.router)
+    if config.folder is not None:
+        _add_clinic(app, config.folder)
+    add_pages(app)
     _add_refusals(app)
     return app
 
 
-def _add_page(app: FastAPI) -> None:
-    folder = resources.files("qinjing.serve") / "static"
-    page = (folder / "consent.html").read_bytes()
-    static = {name: (folder / name).read_bytes() for name in _STATIC}
+def _add_clinic(app: FastAPI, folder: Path) -> None:
+    """The routes over a folder of studies; packages that only they need come with them."""
+    from qinjing.serve import clinic
+    from qinjing.serve.audit import Audit
+    from qinjing.serve.catalogue import open_catalogue
 
-    @app.get("/", include_in_schema=False)
-    def root() -> RedirectResponse:
-        return RedirectResponse("/consent")
-
-    @app.get("/consent", include_in_schema=False)
-    def consents() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8")
-
-    @app.get("/static/{name}", include_in_schema=False)
-    def file(name: str) -> Response:
-        if name not in static:
-            raise HTTPException(404)
-        return Response(static[name], headers={"content-type": _STATIC[name]})
+    app.state.catalogue = open_catalogue(folder, app.state.config.catalogue)
+    app.state.images = app.state.catalogue.images
+    app.state.models = app.state.config.served
+    app.state.audit = Audit(folder)
+    app.include_router(clinic.router)
 
 
 def _add_refusals(app: FastAPI) -> None:

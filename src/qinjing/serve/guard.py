@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Mapping
@@ -35,6 +36,12 @@ _HEADERS = {
 }
 _HSTS = "max-age=31536000"
 _SAFE = ("GET", "HEAD", "OPTIONS")
+# Where an image or labels may come in, from who has shown a token before a byte is read.
+_LONG = re.compile(
+    r"/api/projects/[0-9a-f]{32}/images/[0-9a-f]{32}/(annotation|final)"
+    r"|/monailabel/(infer/[^/]+|datastore/?|datastore/label)"
+)
+_OPEN = ("/monailabel/auth/token",)  # a password for a token, which no cookie can stand for
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
@@ -85,12 +92,14 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                MutableHeaders(scope=message).update(self._headers)
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)  # a route knows better what it sends
             await send(message)
 
         try:
             self._check(scope)
-            body = await self._body(receive, Headers(scope=scope))
+            body = await self._body(receive, scope)
             await self._app(scope, _replay(body, receive), dressed)
         except Refusal as refusal:
             await _answer(dressed, refusal)
@@ -114,30 +123,37 @@ class Guard:
         own = f"{'https' if self._config.tls else 'http'}://{host}"
         if (origin is not None and origin != own) or site not in ("same-origin", "none"):
             raise Refusal(403, "origin", "requests must be of this page's own")
+        if scope["path"] in _OPEN:
+            return
         if HEADER not in headers and not headers.get("authorization", "").startswith("Bearer "):
             raise Refusal(403, "header", f"header {HEADER} must be there, got none")
 
-    async def _body(self, receive: Receive, headers: Headers) -> bytes:
+    async def _body(self, receive: Receive, scope: Scope) -> bytes:
         """The whole body, which must be short and come soon."""
-        most = self._config.body_bytes
+        headers = Headers(scope=scope)
+        config, long = self._config, bool(_LONG.fullmatch(scope["path"]))
+        most = config.image_bytes if long else config.body_bytes
+        most_s = config.image_s if long else config.body_s
         too_long = Refusal(413, "size", f"body must be of {most} bytes or fewer")
         told = headers.get("content-length", "0")
         if not told.isascii() or not told.isdigit() or int(told[:20]) > most:
             raise too_long
         parts: list[bytes] = []
+        size = 0
         try:
-            async with asyncio.timeout(self._config.body_s):
+            async with asyncio.timeout(most_s):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
                         raise Refusal(400, "gone", "body must be whole, got a part")
                     parts.append(message.get("body", b""))
-                    if sum(map(len, parts)) > most:
+                    size += len(parts[-1])
+                    if size > most:
                         raise too_long
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            seconds = f"{self._config.body_s:g}"
+            seconds = f"{most_s:g}"
             raise Refusal(408, "slow", f"body must be there within {seconds} s") from None
 
 

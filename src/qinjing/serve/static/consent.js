@@ -1,66 +1,21 @@
 // The page of consents: what is asked for, kept and shown. Text goes in as text, never as HTML.
 
-import { ask, Refused } from "./api.js";
-import { drawTheme, keep, kept, startTheme, switchTheme } from "./look.js";
+import { call, start } from "./door.js";
 import { badge, el, history, moment, spanned, table, ticks } from "./parts.js";
-import { how, list, say, sentence, speak, spoken } from "./words.js";
+import { how, list, say, sentence } from "./words.js";
 
 const PURPOSES = ["care", "research", "commercial", "federated", "export"];
 const $ = (id) => document.getElementById(id);
 const empty = { me: null, rows: [], next: null, open: null, models: null, told: null, chain: null };
 let state = { ...empty };
-let idle = 0;
 let searches = 0;
 let opens = 0; // what was asked for before this one is shown no more
 let submit = null;
 
 // ---- asking -------------------------------------------------------------------------------
 
-async function call(method, path, body) {
-  try {
-    const content = await ask(method, path, body);
-    watchIdle();
-    return content;
-  } catch (refusal) {
-    if (refusal instanceof Refused && refusal.code === "session" && state.me) signedOut();
-    throw refusal;
-  }
-}
-
-// What lies on the screen goes when the session does, though nobody asks any more.
-function watchIdle() {
-  clearTimeout(idle);
-  if (state.me) idle = setTimeout(signedOut, state.me.idle_s * 1000);
-}
-
-function signedOut() {
-  clearTimeout(idle);
-  state = { ...empty };
-  searches += 1;
-  opens += 1;
-  if ($("dialog").open) $("dialog").close();
-  $("search").value = "";
-  draw();
-  $("entryError").textContent = say("sessionEnded");
-  $("token").focus();
-}
-
-async function enter(event) {
-  event.preventDefault();
-  $("entryError").textContent = "";
-  try {
-    const me = await ask("POST", "/api/session", { token: $("token").value });
-    $("token").value = "";
-    await begin(me);
-  } catch (refusal) {
-    $("entryError").textContent = sentence(refusal);
-    $("token").focus();
-  }
-}
-
-async function begin(me) {
+async function came(me) {
   state = { ...empty, me };
-  watchIdle();
   draw();
   if (me.may_see_all) {
     await search();
@@ -70,10 +25,12 @@ async function begin(me) {
   }
 }
 
-async function leave() {
-  await ask("DELETE", "/api/session").catch(() => null);
-  signedOut();
-  $("entryError").textContent = "";
+function went() {
+  state = { ...empty };
+  searches += 1;
+  opens += 1;
+  if ($("dialog").open) $("dialog").close();
+  $("search").value = "";
 }
 
 async function search(after = "") {
@@ -139,19 +96,8 @@ async function verify() {
 // ---- drawing ------------------------------------------------------------------------------
 
 function draw() {
-  document.documentElement.lang = spoken() === "zh" ? "zh-Hans" : "en";
-  document.title = `Qinjing · ${say("title")}`;
-  for (const node of document.querySelectorAll("[data-word]")) {
-    node.textContent = say(node.dataset.word);
-  }
-  $("language").textContent = say("other");
-  $("language").setAttribute("aria-label", say("otherLong"));
-  drawTheme();
   const { me } = state;
-  $("entry").hidden = Boolean(me);
   $("desk").hidden = !me;
-  $("leave").hidden = !me;
-  $("who").textContent = me ? [me.name, say.of("roles", me.role)].filter(Boolean).join(" · ") : "";
   $("finder").hidden = !me?.may_see_all;
   $("desk").classList.toggle("alone", Boolean(me && !me.may_see_all));
   drawList();
@@ -362,39 +308,15 @@ async function confirmed(event) {
   $("confirm").disabled = false;
 }
 
-// ---- language and appearance --------------------------------------------------------------
-
-function switchLanguage() {
-  speak(spoken() === "zh" ? "en" : "zh");
-  keep("language", spoken());
-  $("entryError").textContent = "";
-  draw();
-}
-
-async function start() {
-  speak(kept("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en"));
-  startTheme();
-  let wait = 0;
-  $("entryForm").addEventListener("submit", enter);
-  $("searchForm").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-  $("search").addEventListener("input", () => {
-    clearTimeout(wait);
-    wait = setTimeout(search, 250);
-  });
-  $("more").addEventListener("click", () => search(state.next));
-  $("verify").addEventListener("click", verify);
-  $("leave").addEventListener("click", leave);
-  $("language").addEventListener("click", switchLanguage);
-  $("theme").addEventListener("click", switchTheme);
-  $("cancel").addEventListener("click", () => $("dialog").close());
-  $("dialogForm").addEventListener("submit", confirmed);
-  $("dialog").addEventListener("close", () => $("dialogBody").replaceChildren());
-  draw();
-  try {
-    await begin(await ask("GET", "/api/session"));
-  } catch {
-    $("token").focus();
-  }
-}
-
-start();
+let wait = 0;
+$("searchForm").addEventListener("submit", (event) => { event.preventDefault(); search(); });
+$("search").addEventListener("input", () => {
+  clearTimeout(wait);
+  wait = setTimeout(search, 250);
+});
+$("more").addEventListener("click", () => search(state.next));
+$("verify").addEventListener("click", verify);
+$("cancel").addEventListener("click", () => $("dialog").close());
+$("dialogForm").addEventListener("submit", confirmed);
+$("dialog").addEventListener("close", () => $("dialogBody").replaceChildren());
+start({ title: () => say("title"), came, went, draw });

@@ -227,6 +227,16 @@ export function spoken() {
   return language;
 }
 
+// Adds another page's words; a table within is added to, not replaced.
+export function extend(words) {
+  for (const [tongue, more] of Object.entries(words)) {
+    for (const [key, value] of Object.entries(more)) {
+      const own = TABLES[tongue][key];
+      TABLES[tongue][key] = value?.constructor === Object ? { ...own, ...value } : value;
+    }
+  }
+}
+
 // A sentence, or what a function of the table makes of the values.
 export function say(key, ...values) {
   const word = TABLES[language][key];

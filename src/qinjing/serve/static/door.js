@@ -1,0 +1,117 @@
+// Coming in and going out, and the frame around every page: who it is, language, light or dark.
+
+import { ask, Refused, send } from "./api.js";
+import { drawTheme, keep, kept, startTheme, switchTheme } from "./look.js";
+import { say, sentence, speak, spoken } from "./words.js";
+
+const $ = (id) => document.getElementById(id);
+let me = null;
+let idle = 0;
+let page = null; // title(), came(me), went(), draw()
+
+export function whoIsIn() {
+  return me;
+}
+
+// One request; where the session has ended, so does what lies on the screen.
+async function minded(request) {
+  try {
+    const answer = await request();
+    watchIdle();
+    return answer;
+  } catch (refusal) {
+    if (refusal instanceof Refused && refusal.code === "session" && me) signedOut();
+    throw refusal;
+  }
+}
+
+export function call(method, path, body) {
+  return minded(() => ask(method, path, body));
+}
+
+export function callRaw(method, path, body, headers) {
+  return minded(() => send(method, path, body, headers));
+}
+
+// What lies on the screen goes when the session does, though nobody asks any more.
+function watchIdle() {
+  clearTimeout(idle);
+  if (me) idle = setTimeout(signedOut, me.idle_s * 1000);
+}
+
+function signedOut() {
+  clearTimeout(idle);
+  me = null;
+  page.went();
+  drawFrame();
+  $("entryError").textContent = say("sessionEnded");
+  $("token").focus();
+}
+
+async function begin(whoever) {
+  me = whoever;
+  watchIdle();
+  drawFrame();
+  await page.came(me);
+}
+
+async function enter(event) {
+  event.preventDefault();
+  $("entryError").textContent = "";
+  try {
+    const whoever = await ask("POST", "/api/session", { token: $("token").value });
+    $("token").value = "";
+    await begin(whoever);
+  } catch (refusal) {
+    $("entryError").textContent = sentence(refusal);
+    $("token").focus();
+  }
+}
+
+export async function leave() {
+  await ask("DELETE", "/api/session").catch(() => null);
+  signedOut();
+  $("entryError").textContent = "";
+}
+
+function switchLanguage() {
+  speak(spoken() === "zh" ? "en" : "zh");
+  keep("language", spoken());
+  $("entryError").textContent = "";
+  drawFrame();
+}
+
+// The frame, then the page within it.
+export function drawFrame() {
+  document.documentElement.lang = spoken() === "zh" ? "zh-Hans" : "en";
+  document.title = `Qinjing · ${page.title()}`;
+  for (const node of document.querySelectorAll("[data-word]")) {
+    node.textContent = say(node.dataset.word);
+  }
+  $("language").textContent = say("other");
+  $("language").setAttribute("aria-label", say("otherLong"));
+  drawTheme();
+  $("entry").hidden = Boolean(me);
+  $("leave").hidden = !me;
+  $("who").textContent = me ? [me.name, say.of("roles", me.role)].filter(Boolean).join(" · ") : "";
+  page.draw();
+}
+
+export async function start(thePage) {
+  page = thePage;
+  speak(kept("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en"));
+  startTheme();
+  $("entryForm").addEventListener("submit", enter);
+  $("leave").addEventListener("click", () => page.leave ? page.leave() : leave());
+  $("language").addEventListener("click", switchLanguage);
+  $("theme").addEventListener("click", switchTheme);
+  drawFrame();
+  let whoever;
+  try {
+    whoever = await ask("GET", "/api/session");
+  } catch {
+    $("token").focus();
+    return;
+  }
+  await begin(whoever);
+}
