@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -25,8 +26,10 @@ from qinjing.data.layouts import open_dataset  # noqa: E402
 from qinjing.data.nifti import read_nifti  # noqa: E402
 from qinjing.engine.plan import make_plan, with_steps  # noqa: E402
 from qinjing.errors import ConfigError, InputError  # noqa: E402
-from qinjing.serve.answer import ServedModel, answer  # noqa: E402
+from qinjing.evidence import verify  # noqa: E402
+from qinjing.serve.answer import answer  # noqa: E402
 from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
+from qinjing.serve.declared import Declaration, ServedModel, declare, served  # noqa: E402
 from qinjing.serve.node import NodeConfig, node  # noqa: E402
 from qinjing.serve.send import Destination  # noqa: E402
 from qinjing.serve.work import WorkConfig, work  # noqa: E402
@@ -94,11 +97,11 @@ def test_a_study_goes_from_orthanc_to_the_model_and_back(
         client.store_instances([pydicom.dcmread(file) for file in sorted(study.rglob("*.dcm"))])
         (there,) = _get(f"{pacs.url}/studies")
         config = NodeConfig(port=port, quiet_s=0.2, kinds=("predict",), callers=("ORTHANC",))
-        model = ServedModel(run, "CT", product_class)
+        model = model_of(run, product_class)
         destination = Destination("ORTHANC", "127.0.0.1", pacs.port)
         with node(config, catalogue):
             _post(f"{pacs.url}/modalities/qinjing/store", there)
-            _work(catalogue, WorkConfig(("predict",), model=model, destination=destination))
+            _work(catalogue, WorkConfig(("predict",), models=(model,), destination=destination))
         (job,) = catalogue.queue.of()
         assert job.state == "done" and job.reason == ""
         uid = job.study_instance_uid
@@ -126,16 +129,10 @@ def test_a_study_goes_from_orthanc_to_the_model_and_back(
 
 
 def test_a_second_attempt_gives_the_same_instances(run: Path, study: Path, tmp_path: Path) -> None:
-    model = ServedModel(run, "CT", "analysis")
-    uids = []
-    for attempt in ("first", "second"):
-        files = answer(study, model, tmp_path / attempt)
-        uids.append([pydicom.dcmread(file).SOPInstanceUID for file in files])
+    model = model_of(run, "analysis")
+    uids = [_uids(answer(study, model, tmp_path / attempt)) for attempt in ("first", "second")]
     assert uids[0] == uids[1] and len(set(uids[0])) == 3
-    other = [
-        pydicom.dcmread(file).SOPInstanceUID
-        for file in answer(study, replace(model, product_class="tool"), tmp_path / "tool")
-    ]
+    other = _uids(answer(study, model_of(run, "tool"), tmp_path / "tool"))
     assert not set(other) & set(uids[0])
 
 
@@ -143,12 +140,34 @@ def test_a_study_without_a_fitting_series_fails_with_the_reason(
     run: Path, study: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="a series of MR with 8 slices or more, got none"):
-        answer(study, ServedModel(run, "MR", "tool"), tmp_path / "out")
+        answer(study, model_of(run, "tool", modality="MR"), tmp_path / "out")
 
 
-def test_a_class_that_there_is_not_is_refused(run: Path) -> None:
+def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tool, analysis, diagnosis"):
-        ServedModel(run, "CT", "toy")
+        model_of(run, "toy")
+    with pytest.raises(ConfigError, match="intended use and limits must be declared"):
+        model_of(run, "diagnosis", limits=())
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with pytest.raises(ConfigError, match="serve declare -m run --class tool"):
+        served(copy)
+    said = model_of(run, "tool").declared
+    declare(copy, said)
+    declare(copy, said)
+    assert served(copy) == ServedModel(copy, said) and verify(copy).faults == ()
+    with pytest.raises(ConfigError, match="another class is another product"):
+        declare(copy, replace(said, product_class="analysis"))
+
+
+def model_of(run: Path, product_class: str, **more: Any) -> ServedModel:
+    known = {"modality": "CT", "intended_use": "tests", "limits": ("phantoms",), **more}
+    return ServedModel(run, Declaration("phantom", product_class=product_class, **known))
+
+
+def _uids(answers: Any) -> list[str]:
+    files = [file for one in answers for file in one.files]
+    return [str(pydicom.dcmread(file).SOPInstanceUID) for file in files]
 
 
 def _work(catalogue: Catalogue, config: WorkConfig) -> None:

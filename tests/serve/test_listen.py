@@ -150,7 +150,7 @@ def test_the_command_serves_until_it_is_stopped(place: str, tmp_path: Path) -> N
         finally:
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
-    assert process.returncode == 130 and "every change that was confirmed is in the store" in said
+    assert process.returncode == 130 and "every change that was confirmed is kept" in said
 
 
 def test_tokens_are_made_listed_and_taken_back_on_the_command_line(

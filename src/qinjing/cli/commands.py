@@ -23,6 +23,7 @@ from qinjing.cli.consent import (
     Unlearn,
 )
 from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
+from qinjing.cli.declare import ServeDeclare
 from qinjing.cli.deidentify import DataDeidentify
 from qinjing.cli.dicom import DataDicom, ExportDicom
 from qinjing.cli.federate import FederateSimulate
@@ -304,6 +305,7 @@ COMMANDS: dict[str, type[Command]] = {
     "consent affected": ConsentAffected,
     "unlearn": Unlearn,
     "serve": Serve,
+    "serve declare": ServeDeclare,
     "serve node": ServeNode,
     "serve work": ServeWork,
     "serve token": ServeToken,

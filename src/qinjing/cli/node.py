@@ -10,24 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qinjing.cli.arguments import Command, argument, at_least
-from qinjing.cli.serve import HOST, PORT, TLS_CERT, TLS_KEY
+from qinjing.cli.serve import (
+    CALLERS,
+    CATALOGUE,
+    HOST,
+    MODELS,
+    PORT,
+    SEND_TO,
+    TLS_CA,
+    TLS_CERT,
+    TLS_KEY,
+)
 from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
     from qinjing.serve.catalogue import Catalogue
     from qinjing.serve.jobs import Job
 
-KINDS = ("deidentify", "predict")  # as serve.work has them, which is not light
-_CLASSES = (
-    "tool",
-    "analysis",
-    "diagnosis",
-)  # as report.product_class has them  # as serve.work has them, which is not light
+KINDS = ("deidentify", "show", "predict", "release")  # as serve.work has them, not light
 
 _FOLDER = argument("-o", "--folder", metavar="FOLDER", help="where studies are kept")
-_CATALOGUE = argument(
-    "--catalogue", metavar="URL", help="PostgreSQL that several machines share; else a file there"
-)
 _DO = argument("--do", metavar="WORK", choices=KINDS, help=f"of {', '.join(KINDS)}")
 
 
@@ -36,7 +38,7 @@ class ServeNode(Command):
     """Take studies in by DICOM's C-STORE, until Ctrl-C."""
 
     folder: Path = field(metadata=_FOLDER)
-    catalogue: str | None = field(default=None, metadata=_CATALOGUE)
+    catalogue: str | None = field(default=None, metadata=CATALOGUE)
     work: tuple[str, ...] = field(default=(), metadata=_DO)
     ae_title: str = field(
         default="QINJING", metadata=argument("--ae-title", metavar="AET", help="what it is called")
@@ -49,10 +51,7 @@ class ServeNode(Command):
         default=11112,
         metadata=PORT,
     )
-    callers: tuple[str, ...] = field(
-        default=(),
-        metadata=argument("--callers", metavar="AET", help="who may call; all of this machine"),
-    )
+    callers: tuple[str, ...] = field(default=(), metadata=CALLERS)
     quiet_s: float = field(
         default=5.0,
         metadata=argument(
@@ -68,10 +67,7 @@ class ServeNode(Command):
         default=None,
         metadata=TLS_KEY,
     )
-    tls_ca: Path | None = field(
-        default=None,
-        metadata=argument("--tls-ca", metavar="PEM", there=True, help="that signed the callers'"),
-    )
+    tls_ca: Path | None = field(default=None, metadata=TLS_CA)
 
     def run(self) -> dict[str, Any]:
         """Listen until stopped."""
@@ -102,7 +98,7 @@ class ServeWork(Command):
 
     folder: Path = field(metadata=_FOLDER)
     work: tuple[str, ...] = field(metadata=_DO)
-    catalogue: str | None = field(default=None, metadata=_CATALOGUE)
+    catalogue: str | None = field(default=None, metadata=CATALOGUE)
     secret: Path | None = field(
         default=None,
         metadata=argument("--secret", metavar="FILE", help="of pseudonyms; made where it is not"),
@@ -111,47 +107,22 @@ class ServeWork(Command):
         default=(),
         metadata=argument("--keep", metavar="OPTION", help="as of `data deidentify`"),
     )
-    model: Path | None = field(
-        default=None,
-        metadata=argument("-m", "--model", metavar="RUN", there=True, help="that predicts"),
-    )
-    modality: str = field(
-        default="CT", metadata=argument("--modality", metavar="MODALITY", help="that it is for")
-    )
-    product_class: str = field(
-        default="tool",
-        metadata=argument(
-            "--class", choices=_CLASSES, help="that was declared for it: what may be put out"
-        ),
-    )
-    card: Path | None = field(
-        default=None,
-        metadata=argument(
-            "--card", metavar="FILE", there=True, help="JSON: name, intended_use, limits"
-        ),
-    )
-    send_to: str | None = field(
-        default=None,
-        metadata=argument("--send-to", metavar="AET@HOST:PORT", help="results too, by C-STORE"),
-    )
+    models: tuple[Path, ...] = field(default=(), metadata=MODELS)
+    send_to: str | None = field(default=None, metadata=SEND_TO)
 
     def run(self) -> dict[str, Any]:
         """Work until stopped."""
         catalogue = _open(self.folder, self.catalogue)
         from qinjing.data.dicom.deidentify_files import read_secret
+        from qinjing.serve.declared import served
         from qinjing.serve.send import Destination
         from qinjing.serve.work import WorkConfig, work
 
-        model = None
-        if self.model:
-            from qinjing.serve.answer import ServedModel
-
-            model = ServedModel(self.model, self.modality, self.product_class, self.card)
         config = WorkConfig(
             self.work,
             read_secret(self.secret)[0] if self.secret else None,
             self.keep,
-            model,
+            tuple(served(run) for run in self.models),
             Destination.parse(self.send_to) if self.send_to else None,
         )
         _tell("waiting for complete studies; stop with Ctrl-C")

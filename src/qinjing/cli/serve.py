@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
     from qinjing.serve.auth import Tokens
+    from qinjing.serve.node import NodeConfig
+    from qinjing.serve.settings import ServeConfig
+    from qinjing.serve.work import WorkConfig
 
 ROLES = ("ethics", "reader", "patient", "annotator", "admin")  # as serve.auth
 
@@ -28,6 +33,16 @@ _CONSENTS = argument(
     metavar="STORE",
     help="a file, or a URL of PostgreSQL; else what QINJING_CONSENT names",
 )
+_FOLDER = argument("-o", "--folder", metavar="FOLDER", help="of studies, for the clinic's pages")
+CATALOGUE = argument(
+    "--catalogue", metavar="URL", help="PostgreSQL that several machines share; else a file there"
+)
+MODELS = argument(
+    "-m", "--model", metavar="RUN", there=True, help="that were declared (`serve declare`)"
+)
+TLS_CA = argument("--tls-ca", metavar="PEM", there=True, help="that signed the callers' by DICOM")
+CALLERS = argument("--callers", metavar="AET", help="who may call; all of this machine")
+SEND_TO = argument("--send-to", metavar="AET@HOST:PORT", help="results too, by C-STORE")
 _TOKENS = argument(
     "--tokens", metavar="FILE", help="of the tokens, instead of the one beside the store"
 )
@@ -35,9 +50,12 @@ _TOKENS = argument(
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Serve the page of consents for the ethics office and patients, until Ctrl-C."""
+    """Serve the pages of studies and of consents, with node and worker if asked, until Ctrl-C."""
 
     consents: str | None = field(default=None, metadata=_CONSENTS)
+    folder: Path | None = field(default=None, metadata=_FOLDER)
+    catalogue: str | None = field(default=None, metadata=CATALOGUE)
+    served: tuple[Path, ...] = field(default=(), metadata=MODELS)
     tokens: Path | None = field(default=None, metadata=_TOKENS)
     host: str = field(
         default="127.0.0.1",
@@ -55,10 +73,20 @@ class Serve(Command):
         default=None,
         metadata=TLS_KEY,
     )
+    dicom_port: int | None = field(
+        default=None,
+        metadata=argument(
+            "--dicom-port", metavar="PORT", parse=at_least(0, "--dicom-port"),
+            help="take studies in by C-STORE as well, and work on them here",
+        ),
+    )  # fmt: skip
+    tls_ca: Path | None = field(default=None, metadata=TLS_CA)
+    callers: tuple[str, ...] = field(default=(), metadata=CALLERS)
+    send_to: str | None = field(default=None, metadata=SEND_TO)
     models: tuple[Path, ...] = field(
         default=(),
         metadata=argument(
-            "--models", metavar="FOLDER", there=True, help="to look for models that saw a patient"
+            "--runs", metavar="FOLDER", there=True, help="to look for models that saw a patient"
         ),
     )
     datasets: tuple[Path, ...] = field(
@@ -70,19 +98,41 @@ class Serve(Command):
 
     def run(self) -> dict[str, Any]:
         """Listen until stopped."""
+        listen = _listen()
+        from qinjing.serve.declared import served
         from qinjing.serve.settings import ServeConfig
 
+        models = tuple(served(run) for run in self.served)
         config = ServeConfig(
-            self.consents,
-            self.tokens,
-            self.host,
-            self.port,
-            self.tls_cert,
-            self.tls_key,
+            consents=self.consents,
+            folder=self.folder,
+            catalogue=self.catalogue,
+            served=models,
+            tokens=self.tokens,
+            host=self.host,
+            port=self.port,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
             models=self.models,
             datasets=self.datasets,
         )
-        _listen()(config, _tell)
+        with ExitStack() as beside:
+            if self.dicom_port is not None:
+                from qinjing.serve.node import NodeConfig
+                from qinjing.serve.send import Destination
+                from qinjing.serve.work import WorkConfig
+
+                kinds = ("predict",) if models else ("show",)
+                node = NodeConfig(
+                    host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
+                    tls_cert=self.tls_cert, tls_key=self.tls_key, tls_ca=self.tls_ca,
+                )  # fmt: skip
+                destination = Destination.parse(self.send_to) if self.send_to else None
+                work = WorkConfig(
+                    ("show", "release", *kinds), models=models, destination=destination
+                )
+                beside.enter_context(_taking_in(config, node, work))
+            listen(config, _tell)
         return {"stopped": True}
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -91,7 +141,7 @@ class Serve(Command):
 
     def after_stop(self) -> str:
         """How things stand after Ctrl-C."""
-        return "every change that was confirmed is in the store"
+        return "every change that was confirmed is kept"
 
 
 @dataclass(frozen=True)
@@ -118,11 +168,12 @@ class ServeToken(Command):
         ),
     )
     consents: str | None = field(default=None, metadata=_CONSENTS)
+    folder: Path | None = field(default=None, metadata=_FOLDER)
     tokens: Path | None = field(default=None, metadata=_TOKENS)
 
     def run(self) -> dict[str, Any]:
         """Make it; the token, and what is kept of it."""
-        kept, token = _open(self.consents, self.tokens).make(
+        kept, token = _open(self.consents, self.tokens, self.folder).make(
             self.role, patient_id=self.patient, name=self.name, days=self.days
         )
         if self.patient is not None:
@@ -139,11 +190,12 @@ class ServeTokens(Command):
     """List the tokens that were made: who holds them, and until when."""
 
     consents: str | None = field(default=None, metadata=_CONSENTS)
+    folder: Path | None = field(default=None, metadata=_FOLDER)
     tokens: Path | None = field(default=None, metadata=_TOKENS)
 
     def run(self) -> dict[str, Any]:
         """Look; never a token itself, nor whose a patient's is."""
-        known = _open(self.consents, self.tokens).all().values()
+        known = _open(self.consents, self.tokens, self.folder).all().values()
         return {
             "tokens": [
                 {"id": one.token_id, "role": one.role, "name": one.name, "expires": one.expires,
@@ -164,11 +216,12 @@ class ServeRevoke(Command):
 
     token_id: str = field(metadata=argument(metavar="ID", help="as `qinjing serve tokens` has it"))
     consents: str | None = field(default=None, metadata=_CONSENTS)
+    folder: Path | None = field(default=None, metadata=_FOLDER)
     tokens: Path | None = field(default=None, metadata=_TOKENS)
 
     def run(self) -> dict[str, Any]:
         """Revoke it; which it was."""
-        token = _open(self.consents, self.tokens).revoke(self.token_id)
+        token = _open(self.consents, self.tokens, self.folder).revoke(self.token_id)
         return {"id": token.token_id, "role": token.role, "name": token.name}
 
     def text(self, result: Mapping[str, Any]) -> str:
@@ -176,14 +229,35 @@ class ServeRevoke(Command):
         return f"revoked: {result['id']} ({result['role']})"
 
 
-def _open(consents: str | None, tokens: Path | None) -> Tokens:
+@contextmanager
+def _taking_in(config: ServeConfig, said: NodeConfig, doing: WorkConfig) -> Iterator[None]:
+    """A node and a worker in this process while the block runs."""
+    from qinjing.serve.catalogue import open_catalogue
+    from qinjing.serve.node import node
+    from qinjing.serve.work import work
+
+    if config.folder is None:
+        raise ConfigError("--folder", "given, where studies are taken in", "none")
+    catalogue, ended = open_catalogue(config.folder, config.catalogue), threading.Event()
+    worker = threading.Thread(target=work, args=(catalogue, doing, ended), daemon=True)
+    with node(said, catalogue) as (host, port):
+        _say(f"listening as {said.ae_title} on {host}:{port}")
+        worker.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            worker.join()
+
+
+def _open(consents: str | None, tokens: Path | None, folder: Path | None) -> Tokens:
     """The tokens of a store, which must be there unless it is said where the tokens lie."""
     from qinjing.data.consent import Store
     from qinjing.serve.auth import Tokens
     from qinjing.serve.settings import tokens_file
 
-    file = tokens_file(consents, tokens)
-    if tokens is None:
+    file = tokens_file(consents, tokens, folder)
+    if tokens is None and folder is None:
         Store(consents).close()
     return Tokens(file)
 
@@ -216,4 +290,8 @@ def _listen() -> Any:
 
 
 def _tell(address: str) -> None:
-    print(f"serving {address}; stop with Ctrl-C", file=sys.stderr, flush=True)
+    _say(f"serving {address}; stop with Ctrl-C")
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

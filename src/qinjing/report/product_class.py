@@ -51,3 +51,12 @@ def require(kind: str, product_class: str) -> None:
             "output", f"what a product of class {product_class} may put out", f"a {kind}",
             advice=f"that needs the class {least}, declared for the model",
         )  # fmt: skip
+
+
+def must_be_confirmed(product_class: str) -> bool:
+    """Say whether what a class says goes out only once a named reader has confirmed it.
+
+    Raises:
+        ConfigError: another class.
+    """
+    return allowed("finding", product_class)

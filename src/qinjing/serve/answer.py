@@ -1,76 +1,63 @@
-"""What a model says of a study, as DICOM objects that go back to where the study came from.
+"""What a model says of a study: a segmentation to look at, and DICOM objects that go back.
 
 What may go out hangs on the product class that was declared for the model, and is decided here,
 before anything is made: a `tool` gives a segmentation and pictures, and no figure can be asked of
-it. The same study, model and instances give objects of the same UIDs, so that a second attempt
-after a lost worker is no second answer.
+it; a `diagnosis` gives the segmentation, and the rest once a named reader has confirmed it. The
+same study, model and instances give objects of the same UIDs, so that a second attempt after a
+lost worker is no second answer.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from qinjing.config import read_json
+import numpy as np
+
 from qinjing.data.case import Case
-from qinjing.data.dicom.codes import Term, parse_terms
+from qinjing.data.dicom.codes import ABNORMAL, Term, find_term
 from qinjing.data.dicom.derived import Maker, instances
 from qinjing.data.dicom.pdf import write_pdf_object
-from qinjing.data.dicom.read import find_series, load
+from qinjing.data.dicom.read import Planned, find_series, load
 from qinjing.data.dicom.series import DicomVolume, Reading
 from qinjing.data.nifti import read_nifti, write_nifti
-from qinjing.errors import ConfigError, InputError
+from qinjing.errors import InputError
 from qinjing.export.dicom import Placed, maker_of, write_objects
-from qinjing.report.case_report import CaseReport, write_case_report
+from qinjing.report.case_report import CaseReport, Finding, write_case_report
 from qinjing.report.findings import apart, findings_of
-from qinjing.report.measure import measure
-from qinjing.report.product_class import CLASSES, allowed
+from qinjing.report.measure import Measured, measure
+from qinjing.report.product_class import allowed, must_be_confirmed
+from qinjing.serve.declared import ServedModel
+from qinjing.serve.images import About, Image, Segmentation, image_id_of
+from qinjing.serve.volumes import about
 from qinjing.tasks.predict import Segmenter, segment_cases
+from qinjing.volume import Volume
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model that answers studies.
+class Answered:
+    """What a model said of one volume of a study.
 
     Attributes:
-        run: its folder.
-        modality: of the series that it is for, as DICOM has it: "CT", "MR", "PT".
-        product_class: "tool", "analysis" or "diagnosis", as it was declared.
-        card: JSON with its name, intended use and limits, or None.
-        least_slices: series of fewer are left alone: localisers and the like.
-
-    Raises:
-        ConfigError: the class is unknown, or the model sees several channels at once.
+        about: the volume.
+        image: its NIfTI file.
+        segmentation: its labels, likewise.
+        confidence: value → how sure a model of class `diagnosis` is of it, 0 to 1.
+        files: the DICOM files that go back.
     """
 
-    run: Path
-    modality: str
-    product_class: str
-    card: Path | None = None
-    least_slices: int = 8
-
-    def __post_init__(self) -> None:
-        if self.product_class not in CLASSES:
-            raise ConfigError("product class", f"one of {', '.join(CLASSES)}", self.product_class)
-        channels = read_json(self.run / "dataset.json").get("channel_names", [0])
-        if len(channels) != 1:
-            raise ConfigError(
-                "model", "of one channel, to answer studies by itself", len(channels),
-                where=self.run, advice="several series cannot be told apart by their modality",
-            )  # fmt: skip
-
-    def labels(self) -> tuple[dict[int, str], dict[str, Term]]:
-        """Return what the label values are called, and the user's own codes."""
-        place = self.run / "dataset.json"
-        return parse_terms(read_json(place)["labels"], str(place))
+    about: About
+    image: Path
+    segmentation: Path
+    confidence: Mapping[int, float]
+    files: tuple[Path, ...]
 
 
-def answer(study: Path, model: ServedModel, out: Path) -> list[Path]:
-    """Segment every fitting series of a study; the DICOM files that answer it.
+def answer(study: Path, model: ServedModel, out: Path) -> list[Answered]:
+    """Segment every fitting volume of a study, and write the DICOM files that answer it.
 
     Args:
         study: a folder of its instances.
@@ -80,53 +67,111 @@ def answer(study: Path, model: ServedModel, out: Path) -> list[Path]:
     Raises:
         InputError: no series fits, or none could be answered.
     """
-    made: list[Path] = []
-    tried = 0
+    made: list[Answered] = []
     faults: list[str] = []
-    for series in find_series(study).series:
-        if series.modality != model.modality:
-            continue
-        faults += [refusal.reason for refusal in series.refused]
-        for planned in series.volumes:
-            if planned.stack.shape[0] < model.least_slices:
-                continue
-            tried += 1  # a folder each, so that nothing of one that failed stays in the next
-            try:
-                made += _one(load(planned), model, out / f"{tried:03d}")
-            except InputError as error:
-                faults.append(str(error))
+    for number, planned in enumerate(_fitting(study, model, faults), start=1):
+        # A folder each, so that nothing of one that failed stays in the next.
+        folder = out / f"{number:03d}"
+        try:
+            made.append(_one(planned, model, folder))
+        except InputError as error:
+            faults.append(str(error))
     if not made:
+        known = model.declared
         got = faults[0] if faults else "none"
-        rule = f"of a series of {model.modality} with {model.least_slices} slices or more"
+        rule = f"of a series of {known.modality} with {known.least_slices} slices or more"
         raise InputError("study", rule, got)
     return made
 
 
-def _one(source: DicomVolume, model: ServedModel, folder: Path) -> list[Path]:
-    """The objects of one volume."""
+def confirmed_answer(
+    study: Path, model: ServedModel, image: Image, said: Segmentation, labels: Path, out: Path
+) -> list[Path]:
+    """Write the DICOM files of an answer that a named reader has confirmed.
+
+    Args:
+        study: a folder of its instances.
+        model: who answered.
+        image: the volume.
+        said: what was confirmed, and by whom.
+        labels: its NIfTI file.
+        out: an empty folder.
+
+    Raises:
+        InputError: the study holds that volume no more.
+    """
+    for planned in _fitting(study, model, []):
+        if image_id_of(about(planned)) == image.image_id:
+            told = (said.confirmed_by, said.confidence)
+            return _documents(load(planned), read_nifti(labels), model, out, *told)
+    raise InputError("study", "with the volume that was confirmed", "none")
+
+
+def _fitting(study: Path, model: ServedModel, faults: list[str]) -> Iterator[Planned]:
+    known = model.declared
+    for series in find_series(study).series:
+        if series.modality == known.modality:
+            faults += [refusal.reason for refusal in series.refused]
+            yield from (one for one in series.volumes if one.stack.shape[0] >= known.least_slices)
+
+
+def _one(planned: Planned, model: ServedModel, folder: Path) -> Answered:
+    source = load(planned)
     image = folder / "image.nii.gz"
     write_nifti(image, source.volume)  # the way of `predict`, and so its result
-    case = Case("segmentation", "", (image,))
-    said = segment_cases(_segmenter(model.run), [case], folder)
+    sure = allowed("finding", model.product_class)
+    said = segment_cases(
+        segmenter(model.run), [Case("segmentation", "", (image,))], folder, confidence=sure
+    )
     if said["refused"]:
         raise InputError("series", "one that can be segmented", said["refused"][0]["reason"])
-    labels = read_nifti(folder / "segmentation.nii.gz").canonical().restore_axes(source.volume)
+    labels = read_nifti(folder / "segmentation.nii.gz")
+    chance = folder / "confidence" / "segmentation.nii.gz"
+    confidence = _mean_confidence(labels, read_nifti(chance)) if sure else {}
+    files = _documents(source, labels, model, folder, confidence=confidence)
+    place = folder / "segmentation.nii.gz"
+    return Answered(about(planned), image, place, confidence, tuple(files))
+
+
+def _mean_confidence(labels: Volume, chance: Volume) -> dict[int, float]:
+    """Value → the mean probability of its voxels; what is nowhere has none."""
+    most = 255.0 if chance.voxels.dtype == np.uint8 else 1.0
+    there = [int(value) for value in np.unique(labels.voxels) if value]
+    return {
+        value: min(1.0, float(chance.voxels[labels.voxels == value].mean()) / most)
+        for value in there
+    }
+
+
+def _documents(
+    source: DicomVolume,
+    segmentation: Volume,
+    model: ServedModel,
+    folder: Path,
+    reader: str = "",
+    confidence: Mapping[int, float] | None = None,
+) -> list[Path]:
+    """What goes back of one volume: all that the class may say, and that is confirmed."""
+    labels = segmentation.canonical().restore_axes(source.volume)
     names, terms = model.labels()
-    names = {value: name for value, name in names.items() if value}
     placed = Placed(labels, source, names, terms, Reading())
     maker = _maker(source, model)
-    forms, findings, measured = ["seg"], [], None
+    forms, told, measured = ["seg"], [], None
     if allowed("measurement", model.product_class):
         lesions, named, coded = apart(labels, names, terms)
         placed = replace(placed, segmentation=lesions, names=named, terms=coded)
         measured = measure(lesions, named, source.volume, units=source.units)
-        findings = findings_of(measured, source)
+        told = findings_of(measured, source)
         forms.append("sr")
-    objects = write_objects(placed, folder, forms, maker=maker, findings=findings)
-    card: Mapping[str, Any] = read_json(model.card) if model.card else {"name": maker.algorithm}
+    if must_be_confirmed(model.product_class) and not reader:
+        return [write_objects(placed, folder, ["seg"], maker=maker)["seg"]]
+    objects = write_objects(
+        placed, folder, forms, maker=maker, findings=told, verified_by=person_name(reader)
+    )
+    seen = findings(measured, model.product_class, names, terms, confidence or {})
     report = CaseReport(
-        source.volume, placed.segmentation, placed.names, model.product_class, card=card,
-        measured=measured,
+        source.volume, placed.segmentation, placed.names, model.product_class, card=model.card,
+        measured=measured, findings=seen, confirmed_by=reader,
     )  # fmt: skip
     pdf = write_case_report(report, folder)["pdf"]
     title = f"{maker.algorithm}: {model.product_class}"[:64]
@@ -135,6 +180,40 @@ def _one(source: DicomVolume, model: ServedModel, folder: Path) -> list[Path]:
         folder / "report.dcm", Path(pdf).read_bytes(), source, title=title, maker=numbered
     )
     return list(objects.values())
+
+
+def findings(
+    measured: Measured | None,
+    product_class: str,
+    names: Mapping[int, str],
+    terms: Mapping[str, Term],
+    confidence: Mapping[int, float],
+) -> list[Finding]:
+    """Return what a `diagnosis` says is there: each kind of lesion, as sure as the model is of it.
+
+    Args:
+        measured: the segmentation, its lesions `apart` or not.
+        product_class: other classes find nothing.
+        names: label value → name.
+        terms: the user's own codes of names.
+        confidence: label value → 0 to 1.
+    """
+    if measured is None or not allowed("finding", product_class):
+        return []
+    found = []
+    for value, name in names.items():
+        if (terms.get(name) or find_term(name)).category != ABNORMAL or value not in confidence:
+            continue
+        own = [one for one in measured.structures
+               if one.name == name or one.name.startswith(f"{name} ")]  # fmt: skip
+        found.append(Finding(f"{name}: {sum(one.count for one in own)}", confidence[value]))
+    return found
+
+
+def person_name(reader: str) -> str:
+    """Return a name as DICOM writes names, family^given; a single word is a family name."""
+    given, _, family = reader.rpartition(" ")
+    return f"{family}^{given}" if given else family
 
 
 def _maker(source: DicomVolume, model: ServedModel) -> Maker:
@@ -147,5 +226,6 @@ def _maker(source: DicomVolume, model: ServedModel) -> Maker:
 
 
 @lru_cache(maxsize=2)
-def _segmenter(run: Path) -> Segmenter:
+def segmenter(run: Path) -> Segmenter:
+    """Return a run's networks; the last two stay in memory."""
     return Segmenter.load(run)

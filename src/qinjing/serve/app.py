@@ -55,7 +55,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.state.owners = owners
     app.state.sessions = Sessions(config.idle_s, config.longest_s)
     app.state.throttle, app.state.walking = Throttle(), threading.Lock()
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, config=config, admit=session.bearer)
     app.include_router(session.router)
     if store is not None:
         app.include_router(consent.router)

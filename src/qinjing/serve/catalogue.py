@@ -191,6 +191,11 @@ class Catalogue:
                 count += self.queue.put(connection, kind, study.study_instance_uid, study.instances)
         return count
 
+    def release(self, study_instance_uid: str) -> None:
+        """Let what a reader confirmed of a study be sent."""
+        with self._database.writing() as connection:
+            self.queue.put(connection, "release", study_instance_uid, int(self._clock()))
+
     def _studies_where(self, *which: Any) -> list[Study]:
         from sqlalchemy import select
 

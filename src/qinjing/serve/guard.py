@@ -8,12 +8,13 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 
 from qinjing.serve.settings import ServeConfig, is_loopback
 
@@ -73,10 +74,13 @@ class Guard:
     Args:
         app: what is guarded.
         config: its limits, and whether there is TLS.
+        admit: refuses a request that shows no token, before a long body of it is read.
     """
 
-    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
-        self._app, self._config = app, config
+    def __init__(
+        self, app: ASGIApp, config: ServeConfig, admit: Callable[[Request], object]
+    ) -> None:
+        self._app, self._config, self._admit = app, config, admit
         self._headers = dict(_HEADERS)
         if config.tls:
             self._headers["Strict-Transport-Security"] = _HSTS
@@ -132,6 +136,8 @@ class Guard:
         """The whole body, which must be short and come soon."""
         headers = Headers(scope=scope)
         config, long = self._config, bool(_LONG.fullmatch(scope["path"]))
+        if long:
+            self._admit(Request(scope))
         most = config.image_bytes if long else config.body_bytes
         most_s = config.image_s if long else config.body_s
         too_long = Refusal(413, "size", f"body must be of {most} bytes or fewer")

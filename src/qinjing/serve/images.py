@@ -11,7 +11,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,6 +79,7 @@ class Segmentation:
         confirmed_by: the reader who confirmed what the model says, "" where nobody did.
         confirmed: when, seconds since 1970; 0 where nobody did.
         version: 1 and one more with each change.
+        confidence: value → how sure a model of class `diagnosis` is of it, 0 to 1.
     """
 
     segmentation_id: str
@@ -92,6 +93,7 @@ class Segmentation:
     confirmed_by: str = ""
     confirmed: float = 0.0
     version: int = 1
+    confidence: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,10 @@ class Images:
             FormatError: it is no NIfTI file.
         """
         header = read_header(file)
-        image_id = image_id_of(about.study, about.series, about.what or about.name)
-        known = self.get(image_id)
+        known = self.find(about)
         if known is not None:
             return known
+        image_id = image_id_of(about)
         image = Image(
             image_id,
             shape=tuple(reversed(header.shape[-3:])),
@@ -160,6 +162,10 @@ class Images:
                 connection.execute(t.insert().values({**row, "made": self._clock()}))
         return image
 
+    def find(self, about: About) -> Image | None:
+        """Return the image of a volume, where it was taken in."""
+        return self.get(image_id_of(about))
+
     def get(self, image_id: str) -> Image | None:
         """Return an image by its id."""
         found = self._found(self._images, self._images.c.image_id == image_id)
@@ -173,8 +179,8 @@ class Images:
         """Return the images of a study."""
         return [_image(row) for row in self._found(self._images, self._images.c.study == study)]
 
-    def counted(self) -> dict[str, tuple[int, int]]:
-        """Return how many images and segmentations of models each study has, by its UID."""
+    def counted(self, studies: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return how many images, and segmentations of models, each of some studies has."""
         from sqlalchemy import func, select
 
         i, s = self._images, self._segmentations
@@ -185,6 +191,7 @@ class Images:
                 func.count(s.c.segmentation_id.distinct()),
             )
             .join(s, (s.c.image_id == i.c.image_id) & (s.c.kind == "model"), isouter=True)
+            .where(i.c.study.in_(list(studies)))
             .group_by(i.c.study)
         )
         with self._database.connected() as connection:
@@ -204,8 +211,12 @@ class Images:
         product_class: str,
         content: bytes,
         state: State = "final",
+        confidence: Mapping[int, float] | None = None,
     ) -> Segmentation:
         """Keep a segmentation; an author's former one of this kind on this image is replaced.
+
+        The same content again changes nothing, so that a second attempt of a model leaves what a
+        reader confirmed.
 
         Args:
             image_id: of an image that is here.
@@ -215,21 +226,26 @@ class Images:
             product_class: likewise.
             content: a gzipped NIfTI file of labels on the image's grid, which the caller checked.
             state: likewise.
+            confidence: likewise.
         """
         t = self._segmentations
         same = (t.c.image_id == image_id) & (t.c.kind == kind) & (t.c.author == author)
         with self._database.writing("LOCK TABLE segmentation IN EXCLUSIVE MODE") as connection:
             former = connection.execute(t.select().where(same)).first()
+            if former and self._same(_segmentation(former), state, labels, product_class, content):
+                return _segmentation(former)
             made = Segmentation(
                 former.segmentation_id if former else secrets.token_hex(16),
                 image_id, kind, author, state, dict(labels), product_class, self._clock(),
-                version=former.version + 1 if former else 1,
+                version=former.version + 1 if former else 1, confidence=dict(confidence or {}),
             )  # fmt: skip
             place = self._file(made)
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with atomic_path(place) as temporary:
                 temporary.write_bytes(content)
-            row = {**asdict(made), "labels": json.dumps({str(k): v for k, v in labels.items()})}
+            row = asdict(made)
+            for name in ("labels", "confidence"):
+                row[name] = json.dumps({str(value): said for value, said in row[name].items()})
             if former:
                 connection.execute(t.update().where(same).values(row))
             else:
@@ -270,6 +286,15 @@ class Images:
             )
         return self.segmentation(segmentation.segmentation_id) or segmentation
 
+    def _same(
+        self, former: Segmentation, state: State, labels: Mapping[int, str],
+        product_class: str, content: bytes,
+    ) -> bool:  # fmt: skip
+        said = (former.state, dict(former.labels), former.product_class)
+        return said == (state, dict(labels), product_class) and (
+            self._file(former).read_bytes() == content
+        )
+
     def _file(self, segmentation: Segmentation) -> Path:
         name = f"{segmentation.segmentation_id}.{segmentation.version}.nii.gz"
         return self.volume(segmentation.image_id).with_name(name)
@@ -279,9 +304,10 @@ class Images:
             return list(connection.execute(table.select().where(*which).order_by(table.c.made)))
 
 
-def image_id_of(study: str, series: str, what: str) -> str:
+def image_id_of(about: About) -> str:
     """Return the id of an image by what it is, so that a second attempt gives the same."""
-    return hashlib.sha256("\0".join((study, series, what)).encode()).hexdigest()[:32]
+    parts = (about.study, about.series, about.what if about.series else about.name)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _lengths(affine: np.ndarray) -> tuple[float, ...]:
@@ -314,8 +340,9 @@ def _image(row: Any) -> Image:
 
 def _segmentation(row: Any) -> Segmentation:
     values = dict(row._mapping)
-    labels = json.loads(values["labels"])
-    return Segmentation(**{**values, "labels": {int(k): v for k, v in labels.items()}})
+    for name in ("labels", "confidence"):
+        values[name] = {int(value): said for value, said in json.loads(values[name]).items()}
+    return Segmentation(**values)
 
 
 def _tables() -> tuple[Table, Table]:
@@ -335,7 +362,8 @@ def _tables() -> tuple[Table, Table]:
     segmentations = Table(
         "segmentation", MetaData(),
         Column("segmentation_id", Text, primary_key=True),
-        *texts("image_id", "kind", "author", "state", "labels", "product_class", "confirmed_by"),
+        *texts("image_id", "kind", "author", "state", "labels", "product_class", "confirmed_by",
+               "confidence"),
         *(Column(name, Float(53), nullable=False) for name in ("made", "confirmed")),
         Column("version", Integer, nullable=False),
         UniqueConstraint("image_id", "kind", "author"),

@@ -38,7 +38,8 @@ def listen(config: ServeConfig, tell: Callable[[str], None]) -> None:
     server = server_of(config, create_app(config))
     with _bound(config) as door:
         host = f"[{config.host}]" if ":" in config.host else config.host
-        tell(f"http{'s' if config.tls else ''}://{host}:{door.getsockname()[1]}/consent")
+        page = "consent" if config.folder is None else ""
+        tell(f"http{'s' if config.tls else ''}://{host}:{door.getsockname()[1]}/{page}")
         server.run(sockets=[door])
 
 

@@ -38,7 +38,7 @@ class WorkConfig:
         kinds: of jobs, of `KINDS`.
         secret: of pseudonyms, for `deidentify`.
         keep: more than the basic profile keeps, for `deidentify`.
-        model: that answers studies, for `predict`.
+        models: that answer studies, for `predict`, and for `release` of what was confirmed.
         destination: where results are sent; they stay in their folder where there is none.
         lease_s: seconds after which a job of a lost worker goes to another.
         idle_s: seconds between two looks at an empty queue.
@@ -50,7 +50,7 @@ class WorkConfig:
     kinds: tuple[str, ...]
     secret: bytes | None = None
     keep: tuple[str, ...] = ()
-    model: ServedModel | None = None
+    models: tuple[ServedModel, ...] = ()
     destination: Destination | None = None
     lease_s: float = LEASE_S
     idle_s: float = 0.5
@@ -61,8 +61,11 @@ class WorkConfig:
             raise ConfigError("work", f"of {', '.join(KINDS)}", ", ".join(unknown) or "none")
         if "deidentify" in self.kinds and self.secret is None:
             raise ConfigError("--secret", "given, to de-identify", "none")
-        if "predict" in self.kinds and self.model is None:
+        if "predict" in self.kinds and not self.models:
             raise ConfigError("--model", "given, to predict", "none")
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ConfigError("--model", "of one name each", ", ".join(sorted(names)))
 
 
 def work(
@@ -149,15 +152,63 @@ def deidentified(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[
             "warnings": sorted(made.warnings)}  # fmt: skip
 
 
-def predicted(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
-    """Segment a study, and send what the model's class may say of it."""
-    from qinjing.serve.answer import answer
+def shown(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
+    """Make the volumes of a study images that the page can show."""
+    from qinjing.serve.volumes import show
 
-    if config.model is None:
-        raise ConfigError("--model", "given, to predict", "none")
-    out = _fresh(catalogue, job)
-    files = answer(catalogue.place(job.study_instance_uid), config.model, out)
-    return {"made": [file.name for file in files], "sent": _sent(files, config.destination)}
+    images, faults = show(catalogue.place(job.study_instance_uid), catalogue.images)
+    if not images:
+        raise InputError("study", "of at least one volume", faults[0] if faults else "none")
+    return {"images": [image.image_id for image in images], "refused": len(faults)}
+
+
+def predicted(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
+    """Segment a study, and send what each model's class may say of it."""
+    from qinjing.serve.answer import answer
+    from qinjing.serve.volumes import show
+
+    out, study = _fresh(catalogue, job), catalogue.place(job.study_instance_uid)
+    show(study, catalogue.images)
+    made: list[Path] = []
+    faults: list[InputError] = []
+    for number, model in enumerate(config.models, start=1):
+        try:
+            answers = answer(study, model, out / f"{number:02d}")
+        except InputError as error:  # a study is of one modality mostly: it fits some models
+            faults.append(error)
+            continue
+        for one in answers:
+            image = catalogue.images.find(one.about)
+            if image is not None:
+                catalogue.images.add_segmentation(
+                    image.image_id, kind="model", author=model.name, labels=model.labels()[0],
+                    product_class=model.product_class, content=one.segmentation.read_bytes(),
+                    confidence=one.confidence,
+                )  # fmt: skip
+            made += one.files
+    if not made:
+        raise faults[0]
+    return {"made": [file.name for file in made], "sent": _sent(made, config.destination)}
+
+
+def released(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
+    """Send what waited for a named reader, and was confirmed."""
+    from qinjing.report.product_class import must_be_confirmed
+    from qinjing.serve.answer import confirmed_answer
+
+    out, models = _fresh(catalogue, job), {model.name: model for model in config.models}
+    made: list[Path] = []
+    for image in catalogue.images.of_study(job.study_instance_uid):
+        for one in catalogue.images.segmentations(image.image_id, "model"):
+            if not (one.confirmed_by and must_be_confirmed(one.product_class)):
+                continue
+            if one.author not in models:
+                raise ConfigError("--model", "the one that was confirmed", "others")
+            made += confirmed_answer(
+                catalogue.place(job.study_instance_uid), models[one.author], image, one,
+                catalogue.images.mask(one), out / one.segmentation_id,
+            )  # fmt: skip
+    return {"made": [file.name for file in made], "sent": _sent(made, config.destination)}
 
 
 def _fresh(catalogue: Catalogue, job: Job) -> Path:
@@ -175,5 +226,7 @@ def _sent(files: Sequence[Path], destination: Destination | None) -> int:
 
 KINDS: dict[str, Callable[[Job, Catalogue, WorkConfig], Mapping[str, Any]]] = {
     "deidentify": deidentified,
+    "show": shown,
     "predict": predicted,
+    "release": released,
 }
