@@ -75,7 +75,7 @@ def _add_clinic(app: FastAPI, folder: Path) -> None:
     app.state.catalogue = open_catalogue(folder, app.state.config.catalogue)
     app.state.images = app.state.catalogue.images
     app.state.models = app.state.config.served
-    app.state.audit = Audit(folder)
+    app.state.audit, app.state.projects = Audit(folder), None
     app.include_router(clinic.router)
 
 

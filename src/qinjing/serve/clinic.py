@@ -216,10 +216,15 @@ def seen_image(request: Request, who: Token, image_id: str) -> Image:
         Refusal: 404, it is not there, or not for these eyes: nobody learns which.
     """
     found = _images(request).get(image_id)
-    named = who.may("annotate") and request.app.state.projects.sees(who.person, image_id)
-    if found is None or not (who.may("study.read") or named):
+    if found is None or not (who.may("study.read") or _named(request, who, image_id)):
         raise Refusal(404, "image", "image must be one that is here")
     return found
+
+
+def _named(request: Request, who: Token, image_id: str) -> bool:
+    """Whether a project lets somebody annotate an image."""
+    projects = request.app.state.projects
+    return bool(projects and who.may("annotate") and projects.sees(who.person, image_id))
 
 
 def described(image: Image) -> dict[str, Any]:
