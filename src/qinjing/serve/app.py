@@ -12,12 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from qinjing.data.consent import Store
 from qinjing.errors import InputError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
-from qinjing.serve.guard import Guard, Refusal, fault
+from qinjing.serve.guard import REFUSALS, Guard, Refusal, fault
 from qinjing.serve.pages import add_pages
 from qinjing.serve.seen import Owners
 from qinjing.serve.settings import ServeConfig, tokens_file
@@ -49,7 +50,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 
     app = FastAPI(
         title="Qinjing", description="Studies, segmentations and consents.", lifespan=lifespan,
-        docs_url=None, redoc_url=None, openapi_url="/api/openapi.json",
+        docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", responses=REFUSALS,
     )  # fmt: skip
     app.state.config, app.state.store, app.state.tokens = config, store, tokens
     app.state.owners = owners
@@ -63,7 +64,23 @@ def create_app(config: ServeConfig) -> FastAPI:
         _add_clinic(app, config.folder)
     add_pages(app)
     _add_refusals(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, which says how callers show who they are."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        config: ServeConfig = app.state.config
+        document.setdefault("components", {})["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": session.cookie_name(config)},
+        }
+        document["security"] = [{"token": []}, {"session": []}]
+        for method in ("post", "delete"):  # to come in and to go out
+            document["paths"]["/api/session"][method]["security"] = []
+    return app.openapi_schema or {}
 
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
@@ -91,8 +108,12 @@ def _add_refusals(app: FastAPI) -> None:
         refusal = Refusal(422, "invalid", f"{name[:100]} must be as described: {first['msg']}")
         return JSONResponse(refusal.content, refusal.status)
 
-    def unknown(_: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail), "code": "http"}, error.status_code)
+    def unknown(request: Request, error: Any) -> JSONResponse:
+        said = {"error": str(error.detail), "code": "http"}
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of one route of several
+            headers["Allow"] = ", ".join(sorted(_methods(app, request)))
+        return JSONResponse(said, error.status_code, headers)
 
     def unavailable(_: Request, error: Any) -> JSONResponse:
         return JSONResponse(fault(error), 503)
@@ -101,3 +122,12 @@ def _add_refusals(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(InputError, unavailable)
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """The methods of all routes of a request's path."""
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found

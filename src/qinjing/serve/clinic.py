@@ -29,6 +29,14 @@ from qinjing.serve.settings import ServeConfig
 
 router = APIRouter(prefix="/api", tags=["clinic"])
 GZIP = "application/gzip"
+
+
+def sends(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """Say for the OpenAPI document which files a route sends."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"content": dict.fromkeys(kinds, binary)}}
+
+
 StudyKey = Annotated[str, InPath(pattern="^[0-9a-f]{40}$")]
 Id = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
 
@@ -94,7 +102,7 @@ def image(image: Id, who: Who, request: Request) -> dict[str, Any]:
     return described(seen_image(request, who, image))
 
 
-@router.get("/images/{image}/volume.nii.gz", response_class=FileResponse)
+@router.get("/images/{image}/volume.nii.gz", response_class=FileResponse, responses=sends(GZIP))
 def volume(image: Id, who: Who, request: Request) -> FileResponse:
     """Send an image as NIfTI."""
     found = seen_image(request, who, image)
@@ -110,7 +118,9 @@ def segmentations(image: Id, who: Who, request: Request) -> dict[str, Any]:
     return {"segmentations": [told(one) for one in drawn if _for_eyes(who, one)]}
 
 
-@router.get("/segmentations/{segmentation}/mask.nii.gz", response_class=FileResponse)
+@router.get(
+    "/segmentations/{segmentation}/mask.nii.gz", response_class=FileResponse, responses=sends(GZIP)
+)
 def mask(segmentation: Id, who: Who, request: Request) -> FileResponse:
     """Send a segmentation as NIfTI, whole numbers on its image's grid."""
     one = _segmentation(request, who, segmentation)
@@ -131,7 +141,10 @@ def measures(segmentation: Id, who: Who, request: Request) -> dict[str, Any]:
     return looked.figures(_images(request), one)
 
 
-@router.get("/segmentations/{segmentation}/report.{form}")
+@router.get(
+    "/segmentations/{segmentation}/report.{form}", response_class=Response,
+    responses=sends("text/html", "application/pdf"),
+)  # fmt: skip
 def report(
     segmentation: Id,
     form: Literal["html", "pdf"],
@@ -161,7 +174,10 @@ def report(
     )  # fmt: skip
 
 
-@router.get("/segmentations/{segmentation}/seg.dcm")
+@router.get(
+    "/segmentations/{segmentation}/seg.dcm", response_class=Response,
+    responses=sends("application/dicom"),
+)  # fmt: skip
 def seg(segmentation: Id, who: Who, request: Request) -> Response:
     """Send a segmentation as DICOM SEG, beside the series that its image came from."""
     one = _segmentation(request, who, segmentation)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
@@ -66,6 +67,33 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
     def content(self) -> dict[str, str]:
         """The body of the answer."""
         return {"error": self.sentence, "code": self.code}
+
+
+class Fault(BaseModel):
+    """What a refusal says."""
+
+    error: str = Field(description="a sentence that names no patient")
+    code: str = Field(description="a word for programs")
+
+
+# What any route may answer, for the OpenAPI document.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Fault, "description": said}
+    for status, said in {
+        400: "the body is not whole, or not as described",
+        401: "no token was shown, or none that holds",
+        403: "the role has not that right, or another page asked",
+        404: "it is not there, or not for these eyes",
+        405: "the route knows no such method",
+        408: "the body did not come in time",
+        409: "it is not in the state that this needs",
+        413: "the body is too long",
+        421: "the host's name is not this machine's",
+        422: "a part of the request is not as described",
+        429: "too many tokens were wrong",
+        503: "what this needs cannot be reached just now",
+    }.items()
+}
 
 
 class Guard:

@@ -1,0 +1,40 @@
+"""Schemathesis asks every route of the OpenAPI document, with sound requests and unsound ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("schemathesis")
+pytest.importorskip("highdicom")
+pytest.importorskip("pynetdicom")
+
+from qinjing.serve.auth import Throttle
+from tests.serve.clinics import fill, say
+from tests.serve.conftest import Service
+
+
+@pytest.mark.parametrize("examples", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_every_route_answers_as_the_document_says(
+    examples: int, make: Callable[..., Service], running: Callable[[Service], str], tmp_path: Path
+) -> None:
+    catalogue = fill(tmp_path / "clinic", studies=1)
+    (image,) = catalogue.images.all()
+    say(catalogue, image, tmp_path, "analysis")
+    service = make(folder=catalogue.folder)
+    # It shows wrong tokens by the hundred, which the brake on guessing would answer by itself.
+    service.app.state.throttle = Throttle(failures=1_000_000)
+    address = running(service)
+    words = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{address}/api/openapi.json",
+        "--header", f"Authorization: Bearer {service.token('admin', name='IT')}",
+        # A period that ends before it begins is as its schema says, and refused all the same.
+        "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples), "--seed", "1", "--workers", "1",
+        "--generation-database", "none", "--no-color",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
