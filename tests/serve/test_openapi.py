@@ -33,7 +33,8 @@ def test_every_route_answers_as_the_document_says(
         sys.executable, "-m", "schemathesis.cli", "run", f"{address}/api/openapi.json",
         "--header", f"Authorization: Bearer {service.token('admin', name='IT')}",
         # A period that ends before it begins is as its schema says, and refused all the same.
-        "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples), "--seed", "1", "--workers", "1",
+        "--checks", "all", "--exclude-checks", "positive_data_acceptance",
+        "--max-examples", str(examples), "--seed", "1", "--workers", "1",
         "--generation-database", "none", "--no-color",
     ]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
