@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+    "--headless", "--no-sandbox", "--no-first-run", "--disable-sync",
+    "--use-angle=swiftshader", "--enable-unsafe-swiftshader",  # WebGL without a graphics card
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
     "--ignore-certificate-errors", "--lang=en",
 )  # fmt: skip
@@ -79,7 +80,10 @@ class Browser:
                 if "error" in told:
                     raise RuntimeError(f"{method}: {told['error']}")
                 return dict(told["result"])
-            if told.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+            if told.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded") or (
+                told.get("method") == "Runtime.consoleAPICalled"
+                and told["params"]["type"] in ("error", "assert")
+            ):
                 self.log.append(json.dumps(told["params"]))
 
     def _next(self) -> dict[str, Any]:
@@ -112,16 +116,41 @@ class Browser:
         """Type into what has the focus."""
         self.send("Input.insertText", text=text)
 
-    def press(self, key: str, shift: bool = False) -> None:
-        """Press a key: Tab, Enter, Escape, or a space."""
-        code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}[key]
-        text = {"Enter": "\r", " ": " "}.get(key)
+    def press(self, key: str, shift: bool = False, ctrl: bool = False) -> None:
+        """Press a key: a letter, a space, or one that has a name, like Tab or ArrowUp."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40}.get(key)
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 and not ctrl else None)
         for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
             self.send(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
-                modifiers=8 if shift else 0, **more,
+                "Input.dispatchKeyEvent", type=kind, key=key,
+                windowsVirtualKeyCode=code or ord(key[0].upper()),
+                modifiers=8 * shift + 2 * ctrl, **more,
             )  # fmt: skip
+
+    def drag(self, *places: tuple[float, float], shift: bool = False) -> None:
+        """Press the mouse at the first place, go through the others, let go at the last."""
+        held: dict[str, Any] = {"button": "left", "modifiers": 8 * shift}
+        (x, y), *more = places
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.send(
+            "Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, clickCount=1, buttons=1,
+            **held,
+        )  # fmt: skip
+        for x, y in more:
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=1, **held)
+        self.send(
+            "Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, clickCount=1, **held
+        )
+
+    def click(self, selector: str) -> None:
+        """Click into the middle of what a selector finds first."""
+        place = self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'nearest'}); const box = one.getBoundingClientRect();"
+            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        self.drag((place[0], place[1]))
 
     def picture(self, path: Path) -> None:
         """Write what is to be seen as a PNG."""

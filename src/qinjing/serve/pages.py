@@ -16,6 +16,8 @@ _KINDS = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpeg": "image/jpeg",
 }
 # A part whose name holds a digest of what is in it never changes, and holds no patient.
 _FOREVER = "public, max-age=31536000, immutable"

@@ -1,7 +1,7 @@
 // Coming in and going out, and the frame around every page: who it is, language, light or dark.
 
 import { ask, Refused, send } from "./api.js";
-import { drawTheme, keep, kept, startTheme, switchTheme } from "./look.js";
+import { drawTheme, drop, keep, kept, startTheme, switchTheme } from "./look.js";
 import { say, sentence, speak, spoken } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -42,14 +42,25 @@ function watchIdle() {
 function signedOut() {
   clearTimeout(idle);
   me = null;
+  drop("in");
   page.went();
   drawFrame();
   $("entryError").textContent = say("sessionEnded");
   $("token").focus();
 }
 
+// Whether there may be a session: where there was none, nobody need ask and be refused.
+function mayBeIn() {
+  try {
+    return localStorage.getItem("in") !== null;
+  } catch {
+    return true;
+  }
+}
+
 async function begin(whoever) {
   me = whoever;
+  keep("in", "yes");
   watchIdle();
   drawFrame();
   await page.came(me);
@@ -108,8 +119,11 @@ export async function start(thePage) {
   drawFrame();
   let whoever;
   try {
-    whoever = await ask("GET", "/api/session");
+    whoever = mayBeIn() ? await ask("GET", "/api/session") : null;
   } catch {
+    drop("in");
+  }
+  if (!whoever) {
     $("token").focus();
     return;
   }

@@ -16,6 +16,12 @@ export function keep(key, value) {
   } catch { /* a browser that keeps nothing still shows the page */ }
 }
 
+export function drop(key) {
+  try {
+    localStorage.removeItem(key);
+  } catch { /* nor was it kept */ }
+}
+
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

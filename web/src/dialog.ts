@@ -1,0 +1,75 @@
+// The one dialog of a page: asked, answered, or left by Escape.
+
+import { $, el, say, sentence } from "./shared";
+
+type Answer = () => Promise<string | void> | string | void;
+let answer: Answer | null = null;
+
+interface Asked {
+  title: string;
+  body: (Node | string)[];
+  confirm?: string;
+  cancel?: string;
+  danger?: boolean;
+  wide?: boolean;
+  // Does what was asked; a sentence that it returns stays in the dialog as what is wrong.
+  act?: Answer;
+}
+
+// Shows a dialog; without `act` it only says something.
+export function ask({ title, body, confirm, cancel, danger, wide, act }: Asked): void {
+  $("dialogTitle").textContent = title;
+  $("dialogBody").replaceChildren(...body);
+  $("dialogError").textContent = "";
+  $("cancel").textContent = cancel ?? say(act ? "cancel" : "close");
+  const yes = $<HTMLButtonElement>("confirm");
+  yes.hidden = !act;
+  yes.textContent = confirm ?? "";
+  yes.className = danger ? "danger" : "main";
+  yes.disabled = false;
+  answer = act ?? null;
+  const dialog = $<HTMLDialogElement>("dialog");
+  dialog.classList.toggle("wide", Boolean(wide));
+  if (!dialog.open) dialog.showModal();
+  const first = dialog.querySelector<HTMLElement>("#dialogBody :is(input, select, textarea)");
+  (danger || !act ? $("cancel") : first ?? $("dialogTitle")).focus();
+}
+
+export function closeDialog(): void {
+  $<HTMLDialogElement>("dialog").close();
+}
+
+export function dialogIsOpen(): boolean {
+  return $<HTMLDialogElement>("dialog").open;
+}
+
+async function submitted(event: Event): Promise<void> {
+  event.preventDefault();
+  const yes = $<HTMLButtonElement>("confirm");
+  yes.disabled = true;
+  try {
+    const wrong = await answer?.();
+    if (wrong) $("dialogError").textContent = wrong;
+    else closeDialog();
+  } catch (refusal) {
+    $("dialogError").textContent = sentence(refusal);
+  }
+  yes.disabled = false;
+}
+
+export function startDialog(): void {
+  $("dialogForm").addEventListener("submit", submitted);
+  $("cancel").addEventListener("click", closeDialog);
+  $("dialog").addEventListener("close", () => $("dialogBody").replaceChildren());
+}
+
+// Every shortcut of a page, by the page's own list.
+export function showKeys(keys: [string, string][]): void {
+  ask({
+    title: say("keys"),
+    body: [el("dl", { class: "keys" }, ...keys.flatMap(([key, word]) => [
+      el("dt", {}, ...key.split(" ").map((one) => el("kbd", {}, one))),
+      el("dd", {}, say(word)),
+    ]))],
+  });
+}
