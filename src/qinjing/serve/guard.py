@@ -38,10 +38,12 @@ _HEADERS = {
 }
 _HSTS = "max-age=31536000"
 _SAFE = ("GET", "HEAD", "OPTIONS")
+# Nothing is read of these: MONAI Label's client says of them the length of what it sent before.
+_WITHOUT_BODY = (*_SAFE, "DELETE")
 # Where an image or labels may come in, from who has shown a token before a byte is read.
 _LONG = re.compile(
     r"/api/projects/[0-9a-f]{32}/images/[0-9a-f]{32}/(annotation|final)"
-    r"|/monailabel/(infer/[^/]+|datastore/?|datastore/label)"
+    r"|/monailabel/(infer/[^/]+|datastore/?|datastore/(image|label)|session/?)"
 )
 _OPEN = ("/monailabel/auth/token",)  # a password for a token, which no cookie can stand for
 
@@ -163,6 +165,8 @@ class Guard:
     async def _body(self, receive: Receive, scope: Scope) -> bytes:
         """The whole body, which must be short and come soon."""
         headers = Headers(scope=scope)
+        if scope["method"] in _WITHOUT_BODY:
+            return b""
         config, long = self._config, bool(_LONG.fullmatch(scope["path"]))
         if long:
             self._admit(Request(scope))

@@ -23,7 +23,7 @@ def bearer(request: Request) -> Token:
     """
     kind, _, text = request.headers.get("authorization", "").partition(" ")
     if kind == "Bearer":
-        return _checked(request, text)
+        return checked(request, text)
     state, config = request.app.state, _config(request)
     token_id = state.sessions.token_of(request.cookies.get(cookie_name(config), ""))
     tokens: Tokens = state.tokens
@@ -54,7 +54,7 @@ class TokenShown(BaseModel):
 @router.post("")
 def begin(shown: TokenShown, request: Request, response: Response) -> dict[str, Any]:
     """Exchange a token for a session's cookie."""
-    token, config = _checked(request, shown.token.strip()), _config(request)
+    token, config = checked(request, shown.token.strip()), _config(request)
     sessions: Sessions = request.app.state.sessions
     sessions.end(request.cookies.get(cookie_name(config), ""))
     response.set_cookie(
@@ -95,7 +95,16 @@ def described(token: Token, config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _checked(request: Request, text: str) -> Token:
+def checked(request: Request, text: str) -> Token:
+    """Return the token that a text is.
+
+    Args:
+        request: which shows it; its address is slowed down after wrong ones.
+        text: the token itself.
+
+    Raises:
+        Refusal: 401, it is none that holds; 429, too many from there were wrong.
+    """
     throttle: Throttle = request.app.state.throttle
     tokens: Tokens = request.app.state.tokens
     address = request.client.host if request.client else ""

@@ -1,0 +1,281 @@
+"""Images and labels as MONAI Label's clients know them: ids, tags, and what stands beside them.
+
+An image has two labels at most for whoever asks: "final", his own that he submitted or the one
+that was settled, and "original", what he may begin from: his draft, or a model's.
+
+3D Slicer fetches the next image without the token that all its other requests carry. So an id
+holds a seal of whoever it was told to, and opens that one image for a few minutes after it was
+handed out as the next; to every other request it is a longer name of the image.
+
+Source: monailabel 0.8.5, interfaces/datastore.py, datastore/local.py and client/client.py; its
+plug-in for 3D Slicer, MONAILabel.py, `onNextSampleButton`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, Request
+
+from qinjing.config import read_json, write_json
+from qinjing.data.nifti import read_nifti
+from qinjing.report.declared import ServedModel
+from qinjing.serve import session
+from qinjing.serve.auth import Token, Tokens
+from qinjing.serve.clinic import needs, seen_image
+from qinjing.serve.guard import Refusal
+from qinjing.serve.images import About, Image, Images, Segmentation
+from qinjing.serve.labelling_desk import desk
+from qinjing.serve.labelling_files import present
+
+TAGS = ("final", "original")
+NO_TOKEN = {"WWW-Authenticate": "Bearer"}
+HANDED_S = 600.0  # for how long the next image may be fetched by its id alone
+_ID = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{8})-([0-9a-f]{32}))?")
+
+
+def labeller(request: Request) -> Token:
+    """Return the token of somebody who may see images.
+
+    Raises:
+        Refusal: 401, in the form that clients of this protocol know; 403, the role may see none.
+    """
+    try:
+        who = session.bearer(request)
+    except Refusal as refusal:
+        if refusal.status == 401:
+            refusal.headers |= NO_TOKEN
+        raise
+    if not who.may("study.read"):
+        needs(who, "annotate")
+    return who
+
+
+Labeller = Annotated[Token, Depends(labeller)]
+
+
+def images_of(request: Request) -> Images:
+    """Return the service's images."""
+    images: Images = request.app.state.images
+    return images
+
+
+def models_of(request: Request) -> dict[str, ServedModel]:
+    """Return the models that answer, by names that the client can put into an address.
+
+    It writes a space there as a plus sign, which an address means as such.
+    """
+    named: dict[str, ServedModel] = {}
+    for model in request.app.state.models:
+        name = re.sub(r"[^\w.-]+", "_", model.name).strip(".") or "model"
+        while name in named:
+            name += "_"
+        named[name] = model
+    return named
+
+
+def label_names(request: Request) -> list[str]:
+    """Return the names of labels that people draw here, those of models in their order."""
+    names: dict[str, None] = {}
+    for model in models_of(request).values():
+        names |= dict.fromkeys(name for _, name in sorted(model.labels()[0].items()))
+    return list(names)
+
+
+def public_id(who: Token, image_id: str) -> str:
+    """Return what an image is called when somebody is told of it."""
+    return f"{image_id}-{who.token_id}-{_seal(who, image_id)}"
+
+
+def sought(request: Request, who: Token, given: str) -> Image:
+    """Return the image that a client means: by its id, by the name he gave it, or its series' UID.
+
+    Raises:
+        Refusal: 404, there is none that he may see.
+    """
+    known = _ID.fullmatch(given)
+    if known:
+        return seen_image(request, who, known[1])
+    images = images_of(request)
+    own = images.find(About(name=upload_name(who, given)))
+    if own is not None:
+        return seen_image(request, who, own.image_id)
+    # OHIF knows nothing but the UID of the series that it shows.
+    found = [one for one in visible(request, who) if one.series and one.series == given]
+    if len(found) != 1:
+        raise Refusal(404, "image", "image must be one that is here")
+    return found[0]
+
+
+def by_seal(request: Request, given: str) -> tuple[Token, Image]:
+    """Return the image that an id opens without a token, and whom it was handed to.
+
+    Raises:
+        Refusal: 401, the id is not of an image that was just handed out.
+    """
+    refused = Refusal(401, "session", "session must be open: give a token first", NO_TOKEN)
+    known, tokens = _ID.fullmatch(given), request.app.state.tokens
+    assert isinstance(tokens, Tokens)
+    who = tokens.find(known[2]) if known and known[2] else None
+    if known is None or who is None or not hmac.compare_digest(_seal(who, known[1]), known[3]):
+        raise refused
+    here = desk(request)
+    with here.lock:
+        handed = here.handed.get((who.token_id, known[1]), 0.0)
+    if time.time() - handed > HANDED_S:
+        raise refused
+    return who, seen_image(request, who, known[1])
+
+
+def hand_out(request: Request, who: Token, image: Image) -> dict[str, Any]:
+    """Return what a client is told of the next image, which it may fetch for a while."""
+    here, now = desk(request), time.time()
+    with here.lock:
+        here.handed = {key: at for key, at in here.handed.items() if now - at <= HANDED_S}
+        here.handed[who.token_id, image.image_id] = now
+    return {"id": public_id(who, image.image_id), **image_info(who, image)}
+
+
+def image_info(who: Token, image: Image) -> dict[str, Any]:
+    """Return what stands beside an image: its UIDs only for those who read studies."""
+    info: dict[str, Any] = {"name": f"{image.image_id}.nii.gz"}
+    if who.may("study.read") and image.study:
+        info |= {
+            "Modality": image.modality, "StudyInstanceUID": image.study,
+            "SeriesInstanceUID": image.series,
+        }  # fmt: skip
+    return info
+
+
+def upload_name(who: Token, given: str) -> str:
+    """Return what an image is called that a client named: he may have named its patient."""
+    digest = hashlib.sha256(f"{who.person}\0{given}".encode("utf-8", "surrogatepass"))
+    return f"upload {digest.hexdigest()[:16]}"
+
+
+def visible(request: Request, who: Token) -> list[Image]:
+    """Return every image that somebody may see."""
+    everything = images_of(request).all()
+    if who.may("study.read"):
+        return everything
+    needs(who, "annotate")
+    projects = request.app.state.projects
+    return [one for one in everything if projects.sees(who.person, one.image_id)]
+
+
+def tags_of(
+    images: Images, who: Token, image_id: str, drawn: Iterable[Segmentation] | None = None
+) -> dict[str, Segmentation]:
+    """Return the labels of an image by their tags: nobody sees another reader's."""
+    drawn = images.segmentations(image_id) if drawn is None else drawn
+    found: dict[str, Segmentation] = {}
+    order = {"model": 0, "reader": 1, "final": 2}
+    for one in sorted(drawn, key=lambda one: (order.get(one.kind, -1), one.made)):
+        if one.kind == "model":
+            found["original"] = one
+        elif one.kind == "reader" and one.author == who.person:
+            found["original" if one.state == "draft" else "final"] = one
+        elif one.kind == "final" and who.may("study.read"):
+            found["final"] = one
+    return found
+
+
+def tagged(request: Request, who: Token, given: str, tag: str) -> tuple[Image, Segmentation]:
+    """Return an image and its label of a tag.
+
+    Raises:
+        Refusal: 404, there is none.
+    """
+    image = sought(request, who, given)
+    found = tags_of(images_of(request), who, image.image_id).get(tag)
+    if found is None:
+        raise Refusal(404, "label", "label must be one that is here")
+    return image, found
+
+
+def label_info(request: Request, one: Segmentation) -> dict[str, Any]:
+    """Return what stands beside a label; the names of those values alone that it holds.
+
+    3D Slicer gives the first name to the smallest value that there is, and so on.
+    """
+    images, notes = images_of(request), _notes(request, one)
+    there = set(present(images.mask(one)))
+    named = {value: name for value, name in sorted(one.labels.items()) if value in there}
+    return {
+        "ts": int(one.made),
+        "name": f"{one.image_id}.nii.gz",
+        "client_id": one.author,
+        "label_info": [{"name": name, "idx": value} for value, name in named.items()],
+        "params": {"label_names": {name: value for value, name in named.items()}},
+        **(read_json(notes) if notes.is_file() else {}),
+    }
+
+
+def note(request: Request, one: Segmentation, said: Mapping[str, Any]) -> None:
+    """Keep what a client says beside a label, such as a reviewer's level and comment."""
+    notes = _notes(request, one)
+    known = read_json(notes) if notes.is_file() else {}
+    ours = {"ts", "name", "client_id", "label_info", "params"}
+    write_json(notes, {**known, **{key: value for key, value in said.items() if key not in ours}})
+
+
+def status(request: Request, who: Token) -> dict[str, Any]:
+    """Return how many images there are, and how many are labelled."""
+    images = images_of(request)
+    found = [tags_of(images, who, one.image_id) for one in visible(request, who)]
+    counts = {tag: sum(tag in one for one in found) for tag in TAGS}
+    return {
+        "total": len(found),
+        "completed": counts["final"],
+        "label_tags": {tag: count for tag, count in counts.items() if count},
+    }
+
+
+def everything(request: Request, who: Token) -> dict[str, Any]:
+    """Return every image with its labels, as the file of a local MONAI Label datastore has them."""
+    images = images_of(request)
+    objects = {}
+    for one in visible(request, who):
+        labels = {
+            tag: {"ext": ".nii.gz", "info": label_info(request, drawn)}
+            for tag, drawn in tags_of(images, who, one.image_id).items()
+        }
+        image = {"ext": ".nii.gz", "info": image_info(who, one)}
+        objects[public_id(who, one.image_id)] = {"image": image, "labels": labels}
+    return {
+        "name": "qinjing", "description": "", "images_dir": "", "labels_dir": "labels",
+        "objects": objects,
+    }  # fmt: skip
+
+
+def add_upload(request: Request, who: Token, given: str, file: Path) -> Image:
+    """Keep an image under a name that is this person's own.
+
+    Raises:
+        Refusal: 409, another image of that name is here.
+        FormatError: the file is damaged.
+    """
+    images = images_of(request)
+    kept = images.add_image(file, About(name=upload_name(who, given)))
+    ours, sent = read_nifti(images.volume(kept.image_id)), read_nifti(file)
+    same = np.array_equal(ours.voxels, sent.voxels, equal_nan=ours.voxels.dtype.kind == "f")
+    if not same or ours.grid_difference(sent):
+        raise Refusal(409, "name", "image must have a name that no other of yours has")
+    return kept
+
+
+def _notes(request: Request, one: Segmentation) -> Path:
+    return desk(request).folder / "notes" / f"{one.segmentation_id}.json"
+
+
+def _seal(who: Token, image_id: str) -> str:
+    """What only this service can write: its key is a digest that it keeps of the token."""
+    key = bytes.fromhex(who.sha256)
+    return hmac.new(key, f"image {image_id}".encode(), hashlib.sha256).hexdigest()[:32]
