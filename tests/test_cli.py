@@ -72,6 +72,7 @@ FIXED_WORDS = [
     "select -i D -o next.json -n 5 --trunk T --labelled a b",
     "report RUN -o report.html",
     "report-case -i I -s S --labels L -o F --before B --class analysis --language zh",
+    "dossier -m RUN -o F --metrics M N --service S --key K",
     "verify F",
     "info",
     "phantom -o F --cases 24 --seed 0",

@@ -29,7 +29,7 @@ from qinjing.errors import ConfigError, InputError  # noqa: E402
 from qinjing.evidence import verify  # noqa: E402
 from qinjing.serve.answer import answer  # noqa: E402
 from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
-from qinjing.serve.declared import Declaration, ServedModel, declare, served  # noqa: E402
+from qinjing.report.declared import Declaration, ServedModel, declare, served  # noqa: E402
 from qinjing.serve.node import NodeConfig, node  # noqa: E402
 from qinjing.serve.send import Destination  # noqa: E402
 from qinjing.serve.work import WorkConfig, work  # noqa: E402

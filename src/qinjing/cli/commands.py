@@ -26,6 +26,7 @@ from qinjing.cli.data import DataCheck, DataFetch, DataSplit, Phantom
 from qinjing.cli.declare import ServeDeclare
 from qinjing.cli.deidentify import DataDeidentify
 from qinjing.cli.dicom import DataDicom, ExportDicom
+from qinjing.cli.dossier import Dossier
 from qinjing.cli.federate import FederateSimulate
 from qinjing.cli.hand_over import Export
 from qinjing.cli.join import (
@@ -288,6 +289,7 @@ COMMANDS: dict[str, type[Command]] = {
     "select": Select,
     "report": Report,
     "report-case": ReportCase,
+    "dossier": Dossier,
     "export": Export,
     "export dicom": ExportDicom,
     "federate simulate": FederateSimulate,

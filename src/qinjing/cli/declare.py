@@ -49,7 +49,7 @@ class ServeDeclare(Command):
     def run(self) -> dict[str, Any]:
         """Write it beside the weights, signed."""
         from qinjing.config import read_json
-        from qinjing.serve.declared import Declaration, declare
+        from qinjing.report.declared import Declaration, declare
 
         name = self.name or str(read_json(self.model / "dataset.json").get("name", ""))
         said = Declaration(

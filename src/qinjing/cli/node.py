@@ -114,7 +114,7 @@ class ServeWork(Command):
         """Work until stopped."""
         catalogue = _open(self.folder, self.catalogue)
         from qinjing.data.dicom.deidentify_files import read_secret
-        from qinjing.serve.declared import served
+        from qinjing.report.declared import served
         from qinjing.serve.send import Destination
         from qinjing.serve.work import WorkConfig, work
 

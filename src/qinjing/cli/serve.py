@@ -99,7 +99,7 @@ class Serve(Command):
     def run(self) -> dict[str, Any]:
         """Listen until stopped."""
         listen = _listen()
-        from qinjing.serve.declared import served
+        from qinjing.report.declared import served
         from qinjing.serve.settings import ServeConfig
 
         models = tuple(served(run) for run in self.served)

@@ -20,6 +20,7 @@ from qinjing.report import overlay
 from qinjing.report.case_words import LANGUAGES, words
 from qinjing.report.change import Change, Changes
 from qinjing.report.measure import HOW_UNCERTAIN, Grey, Lesion, Measured, Structure
+from qinjing.report.page import render
 from qinjing.report.product_class import require
 from qinjing.volume import Volume
 
@@ -99,7 +100,7 @@ def write_case_report(
     output.mkdir(parents=True, exist_ok=True)
     notes: list[str] = []
     with atomic_path(output / "case.html") as temporary:
-        temporary.write_text(_html(content), encoding="utf-8")
+        temporary.write_text(render("case.html.j2", {"interval": "", **content}), encoding="utf-8")
     write_json(
         output / "case.json",
         plain({
@@ -345,16 +346,3 @@ def _grey(grey: Grey | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:+.0f} %".replace("-", "−")
-
-
-def _html(content: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("case.html.j2").render(**{"interval": "", **content})

@@ -13,6 +13,7 @@ import numpy as np
 from qinjing.config import atomic_path
 from qinjing.metrics import METRICS
 from qinjing.report.overlay import data_uri
+from qinjing.report.page import render
 from qinjing.report.pictures import BETTER, DRAWN, NEITHER, WORSE, Shown, contributions
 
 COLUMNS = (
@@ -229,27 +230,21 @@ def _html(
     pictures: Mapping[str, bytes],
     shown: Sequence[Shown],
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("compare.html.j2").render(
-        result=result,
-        columns=COLUMNS,
-        groups=_groups(result),
-        left_over=_left_over(result),
-        cost_columns=COST_COLUMNS,
-        costs=[cost_cells(one) for one in result["costs"]],
-        picture=data_uri(pictures["comparison.png"]),
-        bars=data_uri(pictures["comparison-contributions.png"]),
-        cases=[(one.caption, data_uri(one.png)) for one in shown],
-        bars_alt=_bars_in_words(result),
-        picture_alt=_points_in_words(differences, result),
+    return render(
+        "compare.html.j2",
+        {
+            "result": result,
+            "columns": COLUMNS,
+            "groups": _groups(result),
+            "left_over": _left_over(result),
+            "cost_columns": COST_COLUMNS,
+            "costs": [cost_cells(one) for one in result["costs"]],
+            "picture": data_uri(pictures["comparison.png"]),
+            "bars": data_uri(pictures["comparison-contributions.png"]),
+            "cases": [(one.caption, data_uri(one.png)) for one in shown],
+            "bars_alt": _bars_in_words(result),
+            "picture_alt": _points_in_words(differences, result),
+        },
     )
 
 

@@ -20,6 +20,7 @@ from qinjing.evidence import verify
 from qinjing.report import overlay, tables
 from qinjing.report.baselines import against
 from qinjing.report.curves import curves_figure
+from qinjing.report.page import render
 from qinjing.report.source import Evaluated, Source, read_evaluated, read_source
 from qinjing.tasks.evaluate import pool_tables
 from qinjing.volume import Volume
@@ -79,7 +80,7 @@ def write_report(
     context |= _documents(found)
     context["evidence"] = _evidence(found)
     context["notes"] = found.notes
-    page = render(context)
+    page = render("report.html.j2", context)
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     headline = (metrics or {}).get("mean", {}).get("foreground", {}).get("dice", {})
@@ -93,20 +94,6 @@ def write_report(
         "bytes": len(page.encode("utf-8")),
         "notes": list(found.notes),
     }
-
-
-def render(context: Mapping[str, Any]) -> str:
-    """Fill the template; everything that comes from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(context)
 
 
 def plan_rows(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, str]]:

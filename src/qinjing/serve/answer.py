@@ -27,10 +27,10 @@ from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.errors import InputError
 from qinjing.export.dicom import Placed, maker_of, write_objects
 from qinjing.report.case_report import CaseReport, Finding, write_case_report
+from qinjing.report.declared import ServedModel
 from qinjing.report.findings import apart, findings_of
 from qinjing.report.measure import Measured, measure
 from qinjing.report.product_class import allowed, must_be_confirmed
-from qinjing.serve.declared import ServedModel
 from qinjing.serve.images import About, Image, Segmentation, image_id_of
 from qinjing.serve.volumes import about
 from qinjing.tasks.predict import Segmenter, segment_cases

@@ -160,8 +160,8 @@ class Catalogue:
         """Return how many studies are in each state."""
         from sqlalchemy import func, select
 
-        ranked = select(self._rank().label("rank")).select_from(self._studies)
-        ranked = ranked.where(*self._found_by(search)).subquery()
+        ranks = select(self._rank().label("rank")).select_from(self._studies)
+        ranked = ranks.where(*self._found_by(search)).subquery()
         query = select(ranked.c.rank, func.count()).group_by(ranked.c.rank)
         with self._database.connected() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}

@@ -13,7 +13,7 @@ from qinjing.errors import ConfigError
 from qinjing.report.product_class import CLASSES
 
 if TYPE_CHECKING:
-    from qinjing.serve.declared import ServedModel
+    from qinjing.report.declared import ServedModel
 
 
 @dataclass(frozen=True)
