@@ -1,23 +1,36 @@
-// Voxels in the order of the file, and in that of RAS, in which NiiVue draws.
+// Voxels in the order of the file, and in that of RAS, in which planes are shown and drawn on.
 
-import type { NVImage } from "@niivue/niivue";
+import type { Nifti } from "../nifti";
 import type { Triple } from "../rest";
 
 export class Grid {
   readonly shape: Triple; // along right, anterior, superior
   readonly spacing: Triple; // mm, likewise
   readonly count: number;
+  readonly start: number; // in the file, of RAS (0, 0, 0)
+  readonly step: Triple; // in the file, of one voxel along each of RAS
   private readonly fileShape: Triple;
-  private readonly start: number;
-  private readonly step: Triple;
+  private readonly affine: number[][]; // RAS voxel → mm
+  private readonly inverse: number[][]; // mm → RAS voxel
 
-  constructor(volume: NVImage) {
-    this.shape = volume.dimsRAS!.slice(1, 4) as Triple;
-    this.spacing = volume.pixDimsRAS!.slice(1, 4).map(Math.abs) as Triple;
-    this.fileShape = volume.hdr!.dims.slice(1, 4) as Triple;
-    this.step = [...volume.img2RASstep!] as Triple;
-    this.start = volume.img2RASstart!.reduce((sum, one) => sum + one, 0);
-    this.count = this.shape[0] * this.shape[1] * this.shape[2];
+  constructor({ shape, affine }: Pick<Nifti, "shape" | "affine">) {
+    this.fileShape = shape;
+    const axes = closest(affine); // for each of RAS: which axis of the file
+    const flips = axes.map((axis, ras) => affine[ras][axis] < 0);
+    const strides = [1, shape[0], shape[0] * shape[1]];
+    this.shape = axes.map((axis) => shape[axis]) as Triple;
+    this.step = axes.map((axis, ras) => (flips[ras] ? -1 : 1) * strides[axis]) as Triple;
+    this.start = axes.reduce(
+      (sum, axis, ras) => sum + (flips[ras] ? (shape[axis] - 1) * strides[axis] : 0), 0);
+    this.spacing = axes.map((axis) => Math.hypot(...affine.map((row) => row[axis])) || 1) as Triple;
+    this.count = shape[0] * shape[1] * shape[2];
+    this.affine = affine.map((row) => {
+      const turned = axes.map((axis, ras) => (flips[ras] ? -row[axis] : row[axis]));
+      const origin = axes.reduce(
+        (sum, axis, ras) => sum + (flips[ras] ? (shape[axis] - 1) * row[axis] : 0), row[3]);
+      return [...turned, origin];
+    });
+    this.inverse = inverted(this.affine);
   }
 
   index([x, y, z]: Triple): number {
@@ -33,17 +46,24 @@ export class Grid {
     return voxel.every((one, axis) => one >= 0 && one < this.shape[axis]);
   }
 
-  // The voxel in which a place lies; frac is from 0 to 1 along each of RAS.
-  fromFrac(frac: ArrayLike<number>): Triple {
-    return this.shape.map((size, axis) =>
-      Math.max(0, Math.min(size - 1, Math.floor(frac[axis] * size)))) as Triple;
+  // The voxel nearest to a place that may lie between voxels, or outside.
+  nearest(place: Triple): Triple {
+    return place.map((one, axis) =>
+      Math.max(0, Math.min(this.shape[axis] - 1, Math.round(one)))) as Triple;
   }
 
-  toFrac(voxel: Triple): Triple {
-    return voxel.map((one, axis) => (one + 0.5) / this.shape[axis]) as Triple;
+  toMm(voxel: Triple): Triple {
+    return this.affine.map((row) =>
+      row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2] + row[3]) as Triple;
   }
 
-  private offset([x, y, z]: Triple): number {
+  fromMm(mm: Triple): Triple {
+    const [x, y, z] = mm.map((one, at) => one - this.affine[at][3]);
+    return this.inverse.map((row) => row[0] * x + row[1] * y + row[2] * z) as Triple;
+  }
+
+  // Where a voxel of RAS lies in the file.
+  offset([x, y, z]: Triple): number {
     return this.start + x * this.step[0] + y * this.step[1] + z * this.step[2];
   }
 
@@ -66,7 +86,7 @@ export class Grid {
     }
   }
 
-  toRas<T extends Uint8Array | Float32Array>(file: T, into: T): void {
+  toRas(file: Uint8Array, into: Uint8Array): void {
     if (file.length !== this.count) throw new Error("labels lie on another grid than the image");
     this.each((from, to) => { into[to] = file[from]; });
   }
@@ -76,4 +96,24 @@ export class Grid {
     this.each((to, from) => { file[to] = ras[from]; });
     return file;
   }
+}
+
+// For right, anterior and superior: the axis of the file that lies nearest, each once.
+function closest(affine: number[][]): Triple {
+  const orders: Triple[] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+  const lengths = [0, 1, 2].map((axis) => Math.hypot(...affine.map((row) => row[axis])) || 1);
+  const fit = (order: Triple) => order.reduce(
+    (sum, axis, ras) => sum + Math.abs(affine[ras][axis]) / lengths[axis], 0);
+  return orders.reduce((best, order) => (fit(order) > fit(best) + 1e-6 ? order : best));
+}
+
+function inverted(m: number[][]): number[][] {
+  const minor = (r: number, c: number) => {
+    const [a, b] = [0, 1, 2].filter((one) => one !== r);
+    const [d, e] = [0, 1, 2].filter((one) => one !== c);
+    return m[a][d] * m[b][e] - m[a][e] * m[b][d];
+  };
+  const sign = (r: number, c: number) => ((r + c) % 2 ? -1 : 1);
+  const whole = [0, 1, 2].reduce((sum, c) => sum + sign(0, c) * m[0][c] * minor(0, c), 0);
+  return [0, 1, 2].map((r) => [0, 1, 2].map((c) => (sign(c, r) * minor(c, r)) / whole));
 }

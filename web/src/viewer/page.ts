@@ -10,10 +10,9 @@ import { Frame } from "./frame";
 import { listen, LOOK_KEYS } from "./keys";
 import { know, type Known, labelList } from "./labels";
 import type { View } from "./pane";
-import { choice, opacity, opacityNow, option, setOpacity, views, VIEWS, windows } from "./panel";
+import { choice, opacity, opacityNow, option, views, VIEWS, windows } from "./panel";
 
 let study: OpenedStudy | null = null;
-let fault = "";
 let frames: Frame[] = [];
 let known: (Known | null)[] = [null, null];
 let compared = "";
@@ -46,11 +45,8 @@ async function openFrame(
   known[at] = null;
   drawPanel();
   if (!(await frame.open(image, date, prefer))) return;
-  if (at === 0) setOpacity([frame.pane], opacityNow());
-  else {
-    frame.pane.setOpacity(opacityNow());
-    if (linked) frame.pane.goTo(frames[0].pane.where().mm);
-  }
+  frame.pane.setOpacity(opacityNow());
+  if (at && linked) frame.pane.goTo(frames[0].pane.where().mm);
   frame.pane.hide(hidden);
   drawPanel();
   await learn(at);
@@ -89,7 +85,7 @@ async function compare(what: string): Promise<void> {
   if (frames[1]) frames.pop()?.close();
   known[1] = null;
   if (!what || !study) return drawStage();
-  const frame = await addFrame(say("compare"));
+  const frame = addFrame(say("compare"));
   const main = frames[0];
   const same = (one: Segmentation) => one.author === main.shown?.author;
   try {
@@ -115,13 +111,13 @@ async function compare(what: string): Promise<void> {
   }
 }
 
-async function addFrame(name: string): Promise<Frame> {
+function addFrame(name: string): Frame {
   const frame = new Frame(name);
   frames.push(frame);
   if (frames.length > 1) setView("planes");
   drawStage();
-  await frame.pane.start();
   if (frames.length > 1) frame.pane.setView(frames[0].pane.getView());
+  frame.pane.onWindow = drawBar;
   frame.pane.onMove = (where, byHand) => {
     frame.where(where);
     if (!byHand || !linked) return;
@@ -217,7 +213,7 @@ function drawPanel(): void {
       el("h1", { id: "studyTitle", tabindex: "-1" }, personName(study.patient_name) || study.patient_id || say("nameless")),
       el("p", { class: "hint" }, [study.patient_id, say("born", day(study.birth_date))].join(" · ")),
       el("p", {}, [day(study.study_date), study.description].filter(Boolean).join(" · "))),
-    el("p", { class: "error", id: "faultStudy", role: "alert" }, fault),
+    el("p", { class: "error", id: "faultStudy", role: "alert" }),
     ...failed.map((one) => el("p", { class: "note" }, say("jobFailed", one.reason))),
     ...(main ? controls(main) : []));
   drawBar();
@@ -291,13 +287,7 @@ export const page: Page = {
       $("panel").append(el("p", { class: "empty" }, say("noImages")));
       return;
     }
-    try {
-      await addFrame(say("study"));
-    } catch {
-      fault = say("noWebGl");
-      drawPanel();
-      return;
-    }
+    addFrame(say("study"));
     await openFrame(0, study.images[0], day(study.study_date));
     $("studyTitle")?.focus();
   },

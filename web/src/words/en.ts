@@ -13,7 +13,6 @@ export const ENGLISH = {
   all: "All",
   tryAgain: "Try again",
   loadFailed: "This could not be loaded.",
-  noWebGl: "This browser draws no 3-D pictures (WebGL 2 is switched off or missing).",
 
   // the worklist
   findStudy: "Find by patient, accession number or description",

@@ -15,7 +15,6 @@ export const CHINESE: Words = {
   all: "全部",
   tryAgain: "重试",
   loadFailed: "无法加载。",
-  noWebGl: "该浏览器无法绘制三维图像（WebGL 2 已关闭或不可用）。",
 
   findStudy: "按患者、检查号或描述查找",
   byState: "按状态",

@@ -1,0 +1,294 @@
+// Three planes of a volume on one canvas, drawn by the processor: as fast without a graphics card,
+// on a remote desktop say, as with one. NiiVue draws the fourth picture, 3-D (solid.ts).
+//
+// As radiologists look: the patient's right is on the left, the nose is on the left, the head up.
+
+import { colour } from "../colours";
+import type { Nifti } from "../nifti";
+import type { Triple } from "../rest";
+import type { Grid } from "./grid";
+
+export type View = "all" | "planes" | "axial" | "coronal" | "sagittal" | "render";
+
+interface Plane {
+  axis: number; // that is looked along: 0 right, 1 anterior, 2 superior
+  across: number; // the axis of RAS from left to right on the screen
+  down: number; // and from top to bottom
+  mirrored: boolean; // whether `across` grows to the left
+  letters: [string, string]; // left and top
+}
+
+const PLANES: Record<"axial" | "coronal" | "sagittal", Plane> = {
+  axial: { axis: 2, across: 0, down: 1, mirrored: true, letters: ["R", "A"] },
+  coronal: { axis: 1, across: 0, down: 2, mirrored: true, letters: ["R", "S"] },
+  sagittal: { axis: 0, across: 1, down: 2, mirrored: true, letters: ["A", "S"] },
+};
+
+export interface Tile {
+  plane: Plane | null; // null for 3-D
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+const CROSS = "#5fd0c0";
+const GAP = 4;
+
+export class Planes {
+  tiles: Tile[] = [];
+  low = 0;
+  high = 1;
+  opacity = 0.5;
+  zoom = 1;
+  at: Triple = [0, 0, 0]; // the crosshair
+  focus: Triple = [0, 0, 0]; // what lies in the middle of each plane
+  smooth = true;
+  private readonly paper: CanvasRenderingContext2D;
+  private readonly greys = new Map<number, Layer>();
+  private readonly marks = new Map<number, Layer>();
+  private scale = 1; // pixels a mm
+  private readonly table = new Uint32Array(256);
+
+  constructor(
+    readonly canvas: HTMLCanvasElement, readonly grid: Grid, private readonly image: Nifti,
+    readonly labels: Uint8Array,
+  ) {
+    this.paper = canvas.getContext("2d", { alpha: false })!;
+    this.at = grid.shape.map((size) => Math.floor(size / 2)) as Triple;
+    this.center();
+    this.hide(new Set());
+  }
+
+  center(): void {
+    this.focus = this.grid.shape.map((size) => (size - 1) / 2) as Triple;
+    this.zoom = 1;
+  }
+
+  hide(hidden: ReadonlySet<number>): void {
+    for (let label = 1; label < 256; label += 1) {
+      const [r, g, b] = colour(label);
+      this.table[label] = hidden.has(label) ? 0 : (255 << 24) | (b << 16) | (g << 8) | r;
+    }
+    this.forget(false);
+  }
+
+  // What was drawn of slices holds no more: of labels, or of greys too.
+  forget(greys: boolean): void {
+    this.marks.clear();
+    if (greys) this.greys.clear();
+  }
+
+  grey(voxel: Triple): number {
+    return this.image.voxels[this.grid.offset(voxel)] * this.image.slope + this.image.inter;
+  }
+
+  // Lays the tiles out so that pictures are as large as they can be; returns that of 3-D.
+  layOut(view: View, width: number, height: number): Tile | null {
+    const mm = this.grid.shape.map((size, axis) => size * this.grid.spacing[axis]);
+    const one = (plane: Plane | null): Tile => ({ plane, x: 0, y: 0, width, height });
+    const { axial, coronal, sagittal } = PLANES;
+    if (view === "render") this.tiles = [one(null)];
+    else if (view === "all" || view === "planes") {
+      const cells: (Plane | null)[] = [axial, coronal, sagittal, null];
+      const row = view === "all" ? 4 : 3;
+      const wide = mm[0] * 2 + mm[1] + (row === 4 ? mm[1] : 0);
+      const inRow = Math.min(width / wide, height / Math.max(mm[1], mm[2]));
+      const inGrid = Math.min(width / (mm[0] + mm[1]), height / (mm[1] + mm[2]));
+      if (inRow > inGrid) {
+        let x = 0;
+        const widths = [mm[0], mm[0], mm[1], mm[1]].slice(0, row);
+        this.tiles = widths.map((part, at) => {
+          const tile = { plane: cells[at], x, y: 0, width: Math.floor((width * part) / wide) - GAP, height };
+          x += tile.width + GAP;
+          return tile;
+        });
+      } else { // coronal and sagittal above, axial and 3-D below
+        const left = Math.floor((width * mm[0]) / (mm[0] + mm[1]));
+        const top = Math.floor((height * mm[2]) / (mm[1] + mm[2]));
+        const cell = (plane: Plane | null, right: boolean, below: boolean): Tile => ({
+          plane, x: right ? left + GAP : 0, y: below ? top + GAP : 0,
+          width: right ? width - left - GAP : left, height: below ? height - top - GAP : top,
+        });
+        this.tiles = [cell(coronal, false, false), cell(sagittal, true, false), cell(axial, false, true),
+          ...(view === "all" ? [cell(null, true, true)] : [])];
+      }
+    } else this.tiles = [one(PLANES[view])];
+    this.scale = Math.min(...this.tiles.map(({ plane, width: w, height: h }) => (plane
+      ? Math.min(w / mm[plane.across], h / mm[plane.down]) : Infinity)));
+    return this.tiles.find((tile) => !tile.plane) ?? null;
+  }
+
+  // Pixels a voxel of a plane: across and down.
+  private pixels({ across, down }: Plane): [number, number] {
+    const scale = this.scale * this.zoom;
+    return [this.grid.spacing[across] * scale, this.grid.spacing[down] * scale];
+  }
+
+  perMm(): number {
+    return this.scale * this.zoom;
+  }
+
+  // Where a place lies on the canvas.
+  toScreen(tile: Tile, place: Triple): [number, number] {
+    const plane = tile.plane!;
+    const [w, h] = this.pixels(plane);
+    const u = (place[plane.across] - this.focus[plane.across]) * w;
+    const v = (place[plane.down] - this.focus[plane.down]) * h;
+    return [tile.x + tile.width / 2 + (plane.mirrored ? -u : u), tile.y + tile.height / 2 - v];
+  }
+
+  // The tile under a point of the canvas.
+  tileAt(x: number, y: number): Tile | null {
+    return this.tiles.find((tile) => tile.plane && x >= tile.x && y >= tile.y
+      && x < tile.x + tile.width && y < tile.y + tile.height) ?? null;
+  }
+
+  // The place under a point, in voxels; along the tile's own axis it is the crosshair's.
+  fromScreen(tile: Tile, x: number, y: number): Triple {
+    const plane = tile.plane!;
+    const [w, h] = this.pixels(plane);
+    const u = (x - tile.x - tile.width / 2) / w;
+    const place = [...this.at] as Triple;
+    place[plane.across] = this.focus[plane.across] + (plane.mirrored ? -u : u);
+    place[plane.down] = this.focus[plane.down] - (y - tile.y - tile.height / 2) / h;
+    return place;
+  }
+
+  draw(over?: (paper: CanvasRenderingContext2D, tile: Tile) => void): void {
+    const { paper } = this;
+    paper.fillStyle = "#000";
+    paper.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    for (const tile of this.tiles) {
+      if (!tile.plane) continue;
+      paper.save();
+      paper.beginPath();
+      paper.rect(tile.x, tile.y, tile.width, tile.height);
+      paper.clip();
+      this.drawTile(tile, tile.plane);
+      over?.(paper, tile);
+      paper.restore();
+    }
+  }
+
+  private drawTile(tile: Tile, plane: Plane): void {
+    const { paper } = this;
+    const [w, h] = this.pixels(plane);
+    const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
+    // Voxel centres are whole numbers: the picture begins half a voxel before the first.
+    const corner = [...this.at] as Triple;
+    corner[plane.across] = plane.mirrored ? nu - 0.5 : -0.5;
+    corner[plane.down] = nv - 0.5;
+    const [x, y] = this.toScreen(tile, corner);
+    paper.imageSmoothingEnabled = this.smooth;
+    paper.drawImage(this.greyLayer(plane), x, y, nu * w, nv * h);
+    if (this.opacity > 0) {
+      paper.imageSmoothingEnabled = false;
+      paper.globalAlpha = this.opacity;
+      paper.drawImage(this.markLayer(plane), x, y, nu * w, nv * h);
+      paper.globalAlpha = 1;
+    }
+    this.drawCross(tile, plane);
+  }
+
+  private drawCross(tile: Tile, plane: Plane): void {
+    const { paper } = this;
+    const dpr = devicePixelRatio || 1;
+    const [x, y] = this.toScreen(tile, this.at).map((one) => Math.round(one) + 0.5);
+    const gap = 14 * dpr;
+    paper.strokeStyle = CROSS;
+    paper.globalAlpha = 0.75;
+    paper.lineWidth = Math.max(1, Math.round(dpr));
+    paper.beginPath();
+    for (const [a, b, c, d] of [
+      [tile.x, y, x - gap, y], [x + gap, y, tile.x + tile.width, y],
+      [x, tile.y, x, y - gap], [x, y + gap, x, tile.y + tile.height],
+    ]) {
+      paper.moveTo(a, b);
+      paper.lineTo(c, d);
+    }
+    paper.stroke();
+    paper.globalAlpha = 1;
+    paper.fillStyle = "#d8e2e4";
+    paper.font = `${Math.round(13 * dpr)}px system-ui, sans-serif`;
+    paper.textBaseline = "middle";
+    paper.textAlign = "left";
+    paper.fillText(plane.letters[0], tile.x + 5 * dpr, tile.y + tile.height / 2 + 14 * dpr);
+    paper.textAlign = "center";
+    paper.fillText(plane.letters[1], tile.x + tile.width / 2 + 14 * dpr, tile.y + 12 * dpr);
+    paper.textAlign = "right";
+    paper.textBaseline = "bottom";
+    paper.fillStyle = "#a5b5bb";
+    paper.fillText(`${this.at[plane.axis] + 1} / ${this.grid.shape[plane.axis]}`,
+      tile.x + tile.width - 6 * dpr, tile.y + tile.height - 4 * dpr);
+  }
+
+  private layer(of: Map<number, Layer>, plane: Plane, fill: (pixels: Uint32Array) => void): HTMLCanvasElement {
+    let layer = of.get(plane.axis);
+    const slice = this.at[plane.axis];
+    if (layer?.slice === slice) return layer.canvas;
+    layer ??= new Layer(this.grid.shape[plane.across], this.grid.shape[plane.down]);
+    of.set(plane.axis, layer);
+    layer.slice = slice;
+    fill(layer.pixels);
+    layer.put();
+    return layer.canvas;
+  }
+
+  private greyLayer(plane: Plane): HTMLCanvasElement {
+    return this.layer(this.greys, plane, (pixels) => {
+      const { voxels, slope, inter } = this.image;
+      const factor = (255 * slope) / Math.max(1e-9, this.high - this.low);
+      const shift = (255 * (inter - this.low)) / Math.max(1e-9, this.high - this.low);
+      this.scan(plane, this.grid.start, this.grid.step, (from, to) => {
+        const grey = Math.max(0, Math.min(255, voxels[from] * factor + shift)) | 0;
+        pixels[to] = (255 << 24) | (grey << 16) | (grey << 8) | grey;
+      });
+    });
+  }
+
+  private markLayer(plane: Plane): HTMLCanvasElement {
+    return this.layer(this.marks, plane, (pixels) => {
+      const [nx, ny] = this.grid.shape;
+      this.scan(plane, 0, [1, nx, nx * ny], (from, to) => {
+        pixels[to] = this.table[this.labels[from]];
+      });
+    });
+  }
+
+  // Goes through a slice as the screen does, from its left top.
+  private scan(
+    plane: Plane, start: number, step: Triple, act: (from: number, to: number) => void,
+  ): void {
+    const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
+    const base = start + this.at[plane.axis] * step[plane.axis];
+    const first = plane.mirrored ? (nu - 1) * step[plane.across] : 0;
+    const along = plane.mirrored ? -step[plane.across] : step[plane.across];
+    let to = 0;
+    for (let v = nv - 1; v >= 0; v -= 1) {
+      let from = base + first + v * step[plane.down];
+      for (let u = 0; u < nu; u += 1, from += along, to += 1) act(from, to);
+    }
+  }
+}
+
+// A slice as a picture of a pixel a voxel.
+class Layer {
+  readonly canvas = document.createElement("canvas");
+  readonly pixels: Uint32Array;
+  slice = -1;
+  private readonly data: ImageData;
+  private readonly paper: CanvasRenderingContext2D;
+
+  constructor(width: number, height: number) {
+    this.canvas.width = width;
+    this.canvas.height = height;
+    this.paper = this.canvas.getContext("2d", { willReadFrequently: true })!;
+    this.data = this.paper.createImageData(width, height);
+    this.pixels = new Uint32Array(this.data.data.buffer);
+  }
+
+  put(): void {
+    this.paper.putImageData(this.data, 0, 0);
+  }
+}
