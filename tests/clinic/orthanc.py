@@ -50,13 +50,14 @@ def free_port() -> int:
 
 @contextmanager
 def started(
-    folder: Path, modalities: Mapping[str, tuple[str, int]] | None = None
+    folder: Path, modalities: Mapping[str, tuple[str, int]] | None = None, **more: Any
 ) -> Iterator[Pacs]:
     """Run an Orthanc as long as the block lasts; the test is skipped where there is none.
 
     Args:
         folder: what it stores goes below; kept, so that another may be started on it.
         modalities: name → AE title and port on 127.0.0.1 of who it may send to by C-STORE.
+        more: settings of Orthanc's own.
     """
     program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     plugins = [p for place in PLUGINS for p in sorted(place.glob("libOrthancDicomWeb*.so"))]
@@ -85,6 +86,7 @@ def started(
         "StableAge": 1,
         "Plugins": [str(plugins[-1])],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True},
+        **more,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings, indent=1))
     process = subprocess.Popen(

@@ -1,18 +1,23 @@
-"""Send DICOM files to another node by C-STORE.
+"""Send DICOM files on: to another node by C-STORE, to a server by STOW-RS, or into a folder.
 
-Source: DICOM PS3.4, annex B; PS3.7, 9.1.1.
+Source: DICOM PS3.4, annex B; PS3.7, 9.1.1; PS3.18, 10.5.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qinjing.config import atomic_path
 from qinjing.errors import ConfigError, QinjingError
+from qinjing.serve.peer import Peer
 
 _MOST_CONTEXTS = 128  # of one association, PS3.8, 9.3.2.2
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, with a remark: PS3.4, table B.2-1
@@ -35,30 +40,80 @@ class Destination:
     calling: str = "QINJING"
 
     @classmethod
-    def parse(cls, text: str, calling: str = "QINJING") -> Destination:
-        """Return the node that "AET@HOST:PORT" names.
+    def parse(
+        cls, text: str, calling: str = "QINJING", login: Path | None = None, ca: Path | None = None
+    ) -> Place:
+        """Return where results go: "AET@HOST:PORT", the URL of a DICOMweb server, or a folder.
+
+        Args:
+            text: of one of these forms; the folder must be there.
+            calling: what we call ourselves to a node.
+            login: a file that opens the server, as `Peer` has it.
+            ca: certificates in PEM that the server's own must be signed by.
 
         Raises:
             ConfigError: the text is of another form.
         """
+        if text.startswith(("https://", "http://")):
+            return Peer(text, login, ca)
         found = re.fullmatch(r"([\x21-\x7e]{1,16})@([^@\s]+):(\d{1,5})", text)
-        if not found or not 0 < int(found[3]) < 65536:
-            raise ConfigError("destination", "AET@HOST:PORT", text)
-        return cls(found[1], found[2].strip("[]"), int(found[3]), calling)
+        if found and 0 < int(found[3]) < 65536:
+            return cls(found[1], found[2].strip("[]"), int(found[3]), calling)
+        if text and Path(text).is_dir():
+            return Path(text)
+        rule = "AET@HOST:PORT, https://HOST/PATH, or a folder that is there"
+        raise ConfigError("destination", rule, text)
 
 
-def send(files: Sequence[Path], destination: Destination) -> int:
+# A node by C-STORE, a DICOMweb server by STOW-RS, or a folder.
+Place = Destination | Peer | Path
+
+
+def send(files: Sequence[Path], destination: Place) -> int:
     """Send files, all or an error; return how many.
 
-    One that the other node has already is sent again, which to DICOM is no harm.
+    One that is there already is sent again, which to DICOM is no harm.
 
     Args:
         files: DICOM files.
         destination: to whom.
 
     Raises:
-        QinjingError: the other node is not there, or did not take one.
+        QinjingError: nobody is there, or did not take one.
     """
+    if isinstance(destination, Peer):
+        from qinjing.serve.dicomweb import store
+
+        return store(files, destination)
+    if isinstance(destination, Path):
+        return _copy(files, destination)
+    return _send(files, destination)
+
+
+def _copy(files: Sequence[Path], folder: Path) -> int:
+    """A folder a study, a file an instance, by digests of their UIDs: no sender makes a path."""
+    from pydicom import dcmread
+
+    names = ("SOPInstanceUID", "StudyInstanceUID", "Modality")
+    for file in files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values, which would be repeated
+            found = dcmread(file, stop_before_pixels=True, specific_tags=list(names))
+            instance, study, kind = (str(found.get(name) or "") for name in names)
+        kind = kind if kind.isascii() and kind.isalnum() else "DICOM"
+        digests = [hashlib.sha256(one.encode()).hexdigest()[:16] for one in (study, instance)]
+        target = folder / digests[0] / f"{kind}-{digests[1]}.dcm"
+        try:
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+        except OSError as error:
+            why = error.strerror or "OSError"
+            raise QinjingError(f"the folder of results takes nothing: {why}") from None
+    return len(files)
+
+
+def _send(files: Sequence[Path], destination: Destination) -> int:
     from pydicom import dcmread
     from pydicom.uid import UID
     from pynetdicom import AE

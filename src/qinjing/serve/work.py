@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from qinjing.errors import ConfigError, InputError, QinjingError
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.jobs import LEASE_S, Job, Queue
-from qinjing.serve.send import Destination, send
+from qinjing.serve.send import Place, send
 
 if TYPE_CHECKING:
     from qinjing.serve.answer import ServedModel
@@ -51,7 +51,7 @@ class WorkConfig:
     secret: bytes | None = None
     keep: tuple[str, ...] = ()
     models: tuple[ServedModel, ...] = ()
-    destination: Destination | None = None
+    destination: Place | None = None
     lease_s: float = LEASE_S
     idle_s: float = 0.5
 
@@ -220,7 +220,7 @@ def _fresh(catalogue: Catalogue, job: Job) -> Path:
     return out
 
 
-def _sent(files: Sequence[Path], destination: Destination | None) -> int:
+def _sent(files: Sequence[Path], destination: Place | None) -> int:
     return send(files, destination) if destination and files else 0
 
 
