@@ -12,9 +12,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from qinjing.cli.report_case import read_labels
 from qinjing.data.nifti import write_nifti
-from qinjing.errors import ConfigError, FormatError, GeometryError
+from qinjing.errors import ConfigError, GeometryError
 from qinjing.report.case_report import CaseReport, Finding, number, write_case_report
 from qinjing.report.change import find_changes
 from qinjing.report.measure import measure
@@ -225,15 +224,3 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([*words, *before, "-o", str(tmp_path / "no"), "--class", "tool"]) == 2
     assert "needs the class analysis" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-def test_labels_as_people_write_them(tmp_path):
-    file = tmp_path / "labels.json"
-    for content in ({"1": "liver", "2": "spleen"}, {"background": 0, "liver": 1, "spleen": 2},
-                    {"labels": {"0": "background", "2": "spleen", "1": "liver"}}):  # fmt: skip
-        file.write_text(json.dumps(content))
-        assert read_labels(file) == {1: "liver", 2: "spleen"}
-    for content in ([1], {"liver": "spleen"}, {"1": 2}, {}):
-        file.write_text(json.dumps(content))
-        with pytest.raises(FormatError, match="labels must be an object"):
-            read_labels(file)

@@ -10,7 +10,7 @@ from typing import Any
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument
 from qinjing.cli.record import output_argument
-from qinjing.errors import ConfigError, FormatError
+from qinjing.errors import ConfigError
 
 CLASSES = ("tool", "analysis", "diagnosis")
 
@@ -94,6 +94,7 @@ class ReportCase(Command):
         """
         from qinjing import evidence
         from qinjing.config import read_json
+        from qinjing.data.dicom.codes import read_terms
         from qinjing.data.readers import read_volume
         from qinjing.report.case_report import CaseReport, write_case_report
         from qinjing.report.change import find_changes
@@ -106,7 +107,7 @@ class ReportCase(Command):
         }  # fmt: skip
         places = {name: path for name, path in named.items() if path is not None}
         read = evidence.digested(places)
-        labels = read_labels(self.labels)
+        labels, _ = read_terms(self.labels)
         image, segmentation = read_volume(self.image), read_label_map(self.segmentation)
         measured = changes = None
         if allowed("measurement", self.product_class):
@@ -129,27 +130,3 @@ class ReportCase(Command):
     def text(self, result: Mapping[str, Any]) -> str:
         """Where it lies."""
         return show.pairs(result)
-
-
-def read_labels(file: Path) -> dict[int, str]:
-    """Read value → name from JSON, whichever of the two comes first; background is left out.
-
-    Raises:
-        FormatError: no object of whole numbers and names.
-    """
-    from qinjing.config import read_json
-
-    content = read_json(file)
-    if isinstance(content, dict) and isinstance(content.get("labels"), dict):
-        content = content["labels"]
-    found = {}
-    for key, value in content.items() if isinstance(content, dict) else ():
-        number, name = (key, value) if str(key).isdigit() else (value, key)
-        if not str(number).isdigit() or not isinstance(name, str):
-            break
-        found[int(number)] = name
-    else:
-        found = {value: name for value, name in sorted(found.items()) if value}
-        if found:
-            return found
-    raise FormatError("labels", 'an object such as {"1": "liver"}', where=file)

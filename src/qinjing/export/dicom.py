@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qinjing.config import read_json
-from qinjing.data.dicom.codes import Term, parse_terms
+from qinjing.data.dicom.codes import Term, read_terms
 from qinjing.data.dicom.derived import Maker
 from qinjing.data.dicom.read import read_dicom
 from qinjing.data.dicom.rtstruct import write_rtstruct
@@ -218,10 +218,7 @@ def _names(
     if file is None and model is not None:
         file = _dataset_of(model)
     if file is not None:
-        content = read_json(file)
-        if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
-            content = content["labels"]
-        return parse_terms(content, str(file))
+        return read_terms(file)
     if image.voxels.ndim == 4:
         values: Sequence[int] = range(1, len(image.voxels) + 1)
     else:

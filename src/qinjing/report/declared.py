@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qinjing.config import from_json, plain, read_json, write_json
-from qinjing.data.dicom.codes import Term, parse_terms
+from qinjing.data.dicom.codes import Term, read_terms
 from qinjing.errors import ConfigError, FormatError
 from qinjing.evidence.record import append
 from qinjing.report.product_class import CLASSES
@@ -86,9 +86,7 @@ class ServedModel:
 
     def labels(self) -> tuple[dict[int, str], dict[str, Term]]:
         """Return what its label values are called, without background, and the user's own codes."""
-        place = self.run / "dataset.json"
-        names, terms = parse_terms(read_json(place)["labels"], str(place))
-        return {value: name for value, name in names.items() if value}, terms
+        return read_terms(self.run / "dataset.json")
 
 
 def declare(run: Path, declaration: Declaration) -> Path:

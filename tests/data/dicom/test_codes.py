@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from qinjing.data.dicom.codes import (
@@ -19,6 +22,7 @@ from qinjing.data.dicom.codes import (
     Term,
     find_term,
     parse_terms,
+    read_terms,
 )
 from qinjing.errors import ConfigError
 
@@ -117,3 +121,15 @@ def test_a_users_own_codes():
 def test_refused_in_one_sentence(content, message):
     with pytest.raises(ConfigError, match=rf"{message}.*labels\.json"):
         parse_terms(content, "labels.json")
+
+
+def test_labels_as_people_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "labels.json"
+    for content in ({"1": "liver", "2": "spleen"}, {"background": 0, "liver": 1, "spleen": 2},
+                    {"labels": {"0": "background", "2": "spleen", "1": "liver"}}):  # fmt: skip
+        file.write_text(json.dumps(content))
+        assert read_terms(file) == ({1: "liver", 2: "spleen"}, {})
+    for content in ([1], {"liver": "spleen"}, {}, {"0": "background"}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=r"label.*labels\.json"):
+            read_terms(file)

@@ -10,8 +10,10 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from qinjing.config import read_json
 from qinjing.errors import ConfigError
 
 PRIVATE = "99QINJING"
@@ -164,6 +166,19 @@ def private_term(name: str) -> Term:
     """Return a code of our own for a name: the same name has the same code everywhere."""
     value = hashlib.sha256(name.encode()).hexdigest()[:12].upper()
     return Term(Code(value, PRIVATE, name[:64]), TISSUE)
+
+
+def read_terms(path: Path) -> tuple[dict[int, str], dict[str, Term]]:
+    """Read `parse_terms`' object from a JSON file, where it may stand under "labels".
+
+    Raises:
+        ConfigError: naming the entry that cannot be used.
+        FormatError: the file is missing or no JSON.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+        content = content["labels"]
+    return parse_terms(content, str(path))
 
 
 def parse_terms(content: Any, where: str) -> tuple[dict[int, str], dict[str, Term]]:
