@@ -4,6 +4,7 @@ import { $, el, say, sentence } from "./shared";
 
 type Answer = () => Promise<string | void> | string | void;
 let answer: Answer | null = null;
+let otherwise: Answer | null = null;
 
 interface Asked {
   title: string;
@@ -14,10 +15,14 @@ interface Asked {
   wide?: boolean;
   // Does what was asked; a sentence that it returns stays in the dialog as what is wrong.
   act?: Answer;
+  // The button beside it, where that is another answer rather than none.
+  otherwise?: Answer;
 }
 
 // Shows a dialog; without `act` it only says something.
-export function ask({ title, body, confirm, cancel, danger, wide, act }: Asked): void {
+export function ask({
+  title, body, confirm, cancel, danger, wide, act, otherwise: other,
+}: Asked): void {
   $("dialogTitle").textContent = title;
   $("dialogBody").replaceChildren(...body);
   $("dialogError").textContent = "";
@@ -28,6 +33,7 @@ export function ask({ title, body, confirm, cancel, danger, wide, act }: Asked):
   yes.className = danger ? "danger" : "main";
   yes.disabled = false;
   answer = act ?? null;
+  otherwise = other ?? null;
   const dialog = $<HTMLDialogElement>("dialog");
   dialog.classList.toggle("wide", Boolean(wide));
   if (!dialog.open) dialog.showModal();
@@ -43,12 +49,11 @@ export function dialogIsOpen(): boolean {
   return $<HTMLDialogElement>("dialog").open;
 }
 
-async function submitted(event: Event): Promise<void> {
-  event.preventDefault();
+async function answered(act: Answer | null): Promise<void> {
   const yes = $<HTMLButtonElement>("confirm");
   yes.disabled = true;
   try {
-    const wrong = await answer?.();
+    const wrong = await act?.();
     if (wrong) $("dialogError").textContent = wrong;
     else closeDialog();
   } catch (refusal) {
@@ -58,18 +63,21 @@ async function submitted(event: Event): Promise<void> {
 }
 
 export function startDialog(): void {
-  $("dialogForm").addEventListener("submit", submitted);
-  $("cancel").addEventListener("click", closeDialog);
+  $("dialogForm").addEventListener("submit", (event) => {
+    event.preventDefault();
+    void answered(answer);
+  });
+  $("cancel").addEventListener("click", () => void answered(otherwise));
   $("dialog").addEventListener("close", () => $("dialogBody").replaceChildren());
 }
 
-// Every shortcut of a page, by the page's own list.
+// Every shortcut of a page: a key, and where its meaning stands among the words.
 export function showKeys(keys: [string, string][]): void {
   ask({
     title: say("keys"),
     body: [el("dl", { class: "keys" }, ...keys.flatMap(([key, word]) => [
       el("dt", {}, ...key.split(" ").map((one) => el("kbd", {}, one))),
-      el("dd", {}, say(word)),
+      el("dd", {}, say.of(...(word.split(".") as [string, string]))),
     ]))],
   });
 }

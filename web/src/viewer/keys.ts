@@ -5,8 +5,8 @@ import type { Pane } from "./pane";
 import { nextWindow, opacityNow, setOpacity } from "./panel";
 
 export const LOOK_KEYS: [string, string][] = [
-  ["?", "help"], ["↑ ↓", "slices"], ["← →", "sagittal"], ["PgUp PgDn", "coronal"], ["+ −", "zoom"],
-  ["W", "window"], ["V", "view"], ["L", "labels"], [", .", "opacity"],
+  ["?", "key.help"], ["↑ ↓", "key.slices"], ["← →", "key.sagittal"], ["PgUp PgDn", "key.coronal"],
+  ["+ −", "key.zoom"], ["W", "key.window"], ["V", "key.view"], ["L", "key.labels"], [", .", "key.opacity"],
 ];
 
 export interface Acts {

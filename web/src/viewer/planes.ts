@@ -83,6 +83,16 @@ export class Planes {
     return this.image.voxels[this.grid.offset(voxel)] * this.image.slope + this.image.inter;
   }
 
+  // The same by a voxel's number in RAS.
+  greyAt(index: number): number {
+    const { shape, start, step } = this.grid;
+    const x = index % shape[0];
+    const y = Math.floor(index / shape[0]) % shape[1];
+    const z = Math.floor(index / (shape[0] * shape[1]));
+    const from = start + x * step[0] + y * step[1] + z * step[2];
+    return this.image.voxels[from] * this.image.slope + this.image.inter;
+  }
+
   // Lays the tiles out so that pictures are as large as they can be; returns that of 3-D.
   layOut(view: View, width: number, height: number): Tile | null {
     const mm = this.grid.shape.map((size, axis) => size * this.grid.spacing[axis]);

@@ -143,6 +143,7 @@ export const ENGLISH = {
   reach: "Shape",
   onlyRange: "Only within the grey range",
   greyRange: "Grey range",
+  rangeHere: "As at the crosshair",
   interpolate: "Fill in between slices",
   interpolateHint: "Draws the active label on the slices between those on which it was drawn.",
   interpolated: (n: number) => (n ? `${n} slices were filled in.` : "There is no gap between drawn slices."),

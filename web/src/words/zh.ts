@@ -134,6 +134,7 @@ export const CHINESE: Words = {
   reach: "形状",
   onlyRange: "仅限灰度范围内",
   greyRange: "灰度范围",
+  rangeHere: "取十字线处",
   interpolate: "层间补全",
   interpolateHint: "在已勾画的层之间补画当前标签。",
   interpolated: (n) => (n ? `已补全 ${n} 层。` : "已勾画的层之间没有空缺。"),
