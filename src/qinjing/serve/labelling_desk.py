@@ -77,8 +77,8 @@ class Desk:
     _queue: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_WAITING))
 
     @contextmanager
-    def turn(self) -> Iterator[Path]:
-        """Wait for the models, which answer one at a time; yield an empty folder.
+    def place_in_line(self) -> Iterator[None]:
+        """Be one of the few who may wait for a model.
 
         Raises:
             Refusal: 503, too many wait already.
@@ -86,10 +86,20 @@ class Desk:
         if not self._queue.acquire(blocking=False):
             raise Refusal(503, "busy", "models are busy: ask again soon", {"Retry-After": "30"})
         try:
-            with self._turn, tempfile.TemporaryDirectory(prefix="qinjing-") as folder:
-                yield Path(folder)
+            yield
         finally:
             self._queue.release()
+
+    @contextmanager
+    def turn(self) -> Iterator[Path]:
+        """Wait for the models, which answer one at a time; yield an empty folder.
+
+        Raises:
+            Refusal: 503, too many wait already.
+        """
+        fresh = tempfile.TemporaryDirectory(prefix="qinjing-")
+        with self.place_in_line(), self._turn, fresh as folder:
+            yield Path(folder)
 
     def keep_session(self, person: str, image: Path, life_s: float) -> str:
         """Keep an image for a while; return the id by which it is asked for."""

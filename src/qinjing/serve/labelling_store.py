@@ -207,7 +207,8 @@ def _names(
         value, name = (one.get("idx"), one.get("name")) if isinstance(one, dict) else (None, None)
         if isinstance(value, int) and 0 < value <= 65535 and isinstance(name, str):
             known[value] = name
-    known = known or dict(enumerate(data.label_names(request), start=1))
+    for model in data.models_of(request).values() if not known else ():
+        known = dict(model.labels()[0]) | known
     there = {int(value): "" for value in label_values(labels.voxels) if value}
     return {
         value: name if name.isprintable() and 0 < len(name) <= 100 else f"label {value}"
