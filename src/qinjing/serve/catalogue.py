@@ -82,12 +82,18 @@ class Catalogue:
         folder: where instances are kept.
         database: in which tables are made where there are none.
         clock: seconds since 1970.
+
+    Attributes:
+        folder: likewise.
+        database: likewise, in which others keep what must go along with it.
+        queue: of work on studies.
+        images: that were made of them.
     """
 
     def __init__(
         self, folder: Path, database: Database, clock: Callable[[], float] = time.time
     ) -> None:
-        self.folder, self._database, self._clock = folder, database, clock
+        self.folder, self.database, self._clock = folder, database, clock
         self._instances, self._studies = _tables()
         self.queue, self.images = Queue(database, clock), Images(folder, database, clock)
         if database.on_sqlite:  # readers and one writer do not wait for each other
@@ -112,7 +118,7 @@ class Catalogue:
         if self.sha256(instance.sop_instance_uid) is not None:
             return False
         _write(self.path(instance.study_instance_uid, instance.sop_instance_uid), content)
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             return self._record(connection, instance, digest, len(content))
 
     def sha256(self, sop_instance_uid: str) -> str | None:
@@ -120,7 +126,7 @@ class Catalogue:
         from sqlalchemy import select
 
         c = self._instances.c
-        with self._database.connected() as connection:
+        with self.database.connected() as connection:
             return connection.scalar(select(c.sha256).where(c.instance == sop_instance_uid))
 
     def place(self, study_instance_uid: str) -> Path:
@@ -153,7 +159,7 @@ class Catalogue:
         if after:
             edge = select(t.c.first, t.c.study).where(t.c.key == after)
             query = query.where(tuple_(t.c.first, t.c.study) < edge.scalar_subquery())
-        with self._database.connected() as connection:
+        with self.database.connected() as connection:
             return [_study(row) for row in connection.execute(query)]
 
     def counts(self, search: str = "") -> dict[StudyState, int]:
@@ -163,7 +169,7 @@ class Catalogue:
         ranks = select(self._rank().label("rank")).select_from(self._studies)
         ranked = ranks.where(*self._found_by(search)).subquery()
         query = select(ranked.c.rank, func.count()).group_by(ranked.c.rank)
-        with self._database.connected() as connection:
+        with self.database.connected() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state: found.get(rank, 0) for rank, state in enumerate(STATES)}
 
@@ -186,7 +192,7 @@ class Catalogue:
 
     def again(self, study: Study, kinds: Collection[str]) -> int:
         """Let what failed on a study be tried anew, and what is missing be done; how many jobs."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             count = self.queue.again(connection, study.study_instance_uid)
             for kind in kinds:
                 count += self.queue.put(connection, kind, study.study_instance_uid, study.instances)
@@ -194,14 +200,14 @@ class Catalogue:
 
     def release(self, study_instance_uid: str) -> None:
         """Let what a reader confirmed of a study be sent."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             self.queue.put(connection, "release", study_instance_uid, int(self._clock()))
 
     def _studies_where(self, *which: Any) -> list[Study]:
         from sqlalchemy import select
 
         query = select(self._studies, self._rank().label("rank")).where(*which)
-        with self._database.connected() as connection:
+        with self.database.connected() as connection:
             return [_study(row) for row in connection.execute(query)]
 
     def _rank(self) -> Any:
@@ -235,12 +241,12 @@ class Catalogue:
         due = select(t.c.study, t.c.instances).where(
             (t.c.instances > t.c.queued) & (t.c.last <= self._clock() - quiet_s)
         )
-        if not self._database.on_sqlite:
+        if not self.database.on_sqlite:
             due = due.with_for_update(skip_locked=True)
-        with self._database.connected() as connection:  # without a lock: mostly there are none
+        with self.database.connected() as connection:  # without a lock: mostly there are none
             if connection.execute(due.limit(1)).first() is None:
                 return 0
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             found = connection.execute(due).all()
             for study, instances in found:
                 for kind in kinds:
@@ -250,7 +256,7 @@ class Catalogue:
 
     def _record(self, connection: Connection, instance: Instance, digest: str, size: int) -> bool:
         """One row for the instance and one more for its study; False where both were there."""
-        if self._database.on_sqlite:
+        if self.database.on_sqlite:
             from sqlalchemy.dialects.sqlite import insert
         else:
             from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]

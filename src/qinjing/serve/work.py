@@ -211,10 +211,15 @@ def released(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str,
     return {"made": [file.name for file in made], "sent": _sent(made, config.destination)}
 
 
+def made_at(catalogue: Catalogue, study_instance_uid: str, kind: str) -> Path:
+    """Return the folder of what a job of this kind makes of a study."""
+    name = catalogue.place(study_instance_uid).name
+    return catalogue.folder / "made" / name[:2] / name / kind
+
+
 def _fresh(catalogue: Catalogue, job: Job) -> Path:
     """An empty folder for what a job makes."""
-    name = catalogue.place(job.study_instance_uid).name
-    out = catalogue.folder / "made" / name[:2] / name / job.kind
+    out = made_at(catalogue, job.study_instance_uid, job.kind)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, mode=0o700)
     return out
