@@ -2,7 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
@@ -40,7 +40,7 @@ const withoutData = {
 
 rmSync(into, { recursive: true, force: true });
 mkdirSync(into, { recursive: true });
-await build({
+const { metafile } = await build({
   entryPoints: [join(web, "src", "main.ts")],
   outdir: into,
   bundle: true,
@@ -51,8 +51,15 @@ await build({
   chunkNames: "chunk-[hash]",
   legalComments: "none",
   logLevel: "error",
+  metafile: true,
   plugins: [withoutZarr, withoutData],
 });
-for (const name of ["clinic.html", "clinic.css"]) {
-  copyFileSync(join(web, "src", name), join(into, name));
-}
+
+// The browser fetches every small part at once instead of finding one by the other; NiiVue's large
+// one comes when 3-D is asked for.
+const preloads = Object.entries(metafile.outputs)
+  .filter(([, { bytes }]) => bytes < 200_000)
+  .map(([path]) => `<link rel="modulepreload" href="/static/clinic/${basename(path)}">\n`);
+const page = readFileSync(join(web, "src", "clinic.html"), "utf8");
+writeFileSync(join(into, "clinic.html"), page.replace("</head>", `${preloads.join("")}</head>`));
+copyFileSync(join(web, "src", "clinic.css"), join(into, "clinic.css"));

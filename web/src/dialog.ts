@@ -38,7 +38,8 @@ export function ask({
   dialog.classList.toggle("wide", Boolean(wide));
   if (!dialog.open) dialog.showModal();
   const first = dialog.querySelector<HTMLElement>("#dialogBody :is(input, select, textarea)");
-  (danger || !act ? $("cancel") : first ?? $("dialogTitle")).focus();
+  (danger ? $("cancel") : first ?? $("dialogTitle")).focus();
+  dialog.scrollTop = 0;
 }
 
 export function closeDialog(): void {
@@ -75,6 +76,7 @@ export function startDialog(): void {
 export function showKeys(keys: [string, string][]): void {
   ask({
     title: say("keys"),
+    wide: keys.length > 12,
     body: [el("dl", { class: "keys" }, ...keys.flatMap(([key, word]) => [
       el("dt", {}, ...key.split(" ").map((one) => el("kbd", {}, one))),
       el("dd", {}, say.of(...(word.split(".") as [string, string]))),

@@ -128,6 +128,7 @@ export interface Agreement {
   staple: { reader: string; label: string; sensitivity: number | null; specificity: number | null }[];
   target_kappa: number;
   reached: boolean;
+  where?: string;
 }
 
 export interface Listed {
@@ -169,6 +170,9 @@ export const agreement = (project: string, image: string): Promise<Agreement> =>
   call("GET", `${inProject(project, image)}/agreement`);
 export const consensus = (project: string, image: string): Promise<Segmentation> =>
   call("POST", `${inProject(project, image)}/consensus`, {});
+
+export const reopen = (project: string, image: string, reader: string): Promise<unknown> =>
+  call("POST", `${inProject(project, image)}/reopen`, { reader });
 
 const GZIP = { "Content-Type": "application/gzip" };
 

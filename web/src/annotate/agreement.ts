@@ -28,9 +28,9 @@ export function showAgreement(found: Agreement): void {
       table(say("cohen"), [say("reader"), say("reader"), "κ"],
         found.cohen.map((one) => [one.a, one.b, figure(one.kappa)])),
       el("p", {}, `${say("fleiss")}: `, el("strong", {}, figure(found.fleiss))),
-      ...Object.entries(found.dice).map(([name, matrix]) => table(
+      el("div", { class: "matrices" }, ...Object.entries(found.dice).map(([name, matrix]) => table(
         say("diceOf", name), [say("reader"), ...readers],
-        matrix.map((row, at) => [readers[at], ...row.map((one) => figure(one))]))),
+        matrix.map((row, at) => [readers[at], ...row.map((one) => figure(one))])))),
       table(say("staple"), [say("reader"), say("structure"), say("sensitivity"), say("specificity")],
         found.staple.map((one) => [
           one.reader, one.label, figure(one.sensitivity), figure(one.specificity, 4)])),

@@ -34,8 +34,16 @@ export class Case {
     this.draft = new Draft({
       send: (state, version) => this.send(state, version),
       conflict: () => this.conflict(),
-      changed: () => this.drawn(),
+      changed: () => {
+        if (this.hand) this.hand.locked = this.locked;
+        this.drawn();
+      },
     });
+  }
+
+  // What was submitted is changed only after an administrator opened it again.
+  get locked(): boolean {
+    return this.draft.state === "submitted" && !this.deciding;
   }
 
   async open(): Promise<void> {
@@ -118,6 +126,7 @@ export class Case {
   // ---- drawing other than by hand -----------------------------------------------------------
 
   async takeOver(one: Segmentation): Promise<void> {
+    if (this.locked) return;
     const labels = labelsOf(await unzipped(await rest.mask(one.segmentation)));
     const grid = this.pane.planes!.grid;
     const ras = new Uint8Array(grid.count);
@@ -134,6 +143,7 @@ export class Case {
   }
 
   fillBetween(): void {
+    if (this.locked) return;
     this.mask.begin();
     const { hand, mask } = this;
     const filled = interpolate(this.pane.planes!.grid, mask.voxels.slice(), hand.label, hand.axis, (index) => {
@@ -146,11 +156,11 @@ export class Case {
 
   undo(): void {
     this.points = [];
-    if (this.mask.undo()) this.pane.changed();
+    if (!this.locked && this.mask.undo()) this.pane.changed();
   }
 
   redo(): void {
-    if (this.mask.redo()) this.pane.changed();
+    if (!this.locked && this.mask.redo()) this.pane.changed();
   }
 
   // The next click segments another structure.
@@ -221,6 +231,7 @@ export class Case {
     this.pane.show(labels);
     this.mask.forget();
     this.draft.loaded(null, from.kind === "final" ? "final" : "clean");
+    this.hand.locked = false;
     this.say(say(from.kind === "consensus" ? "consensusMade" : "adjudicating"));
   }
 

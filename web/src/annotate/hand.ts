@@ -25,6 +25,7 @@ export class Hand implements Tool {
   ranged = false;
   low = 0;
   high = 0;
+  locked = false; // what was submitted is looked at alone
   axis = 2; // of the plane in which was drawn last
   private last: Triple | null = null;
   private erasing: "label" | "all" | null = null;
@@ -45,7 +46,7 @@ export class Hand implements Tool {
   };
 
   down(hit: Hit, event: PointerEvent): boolean {
-    if (this.kind === "move") return false;
+    if (this.kind === "move" || this.locked) return false;
     this.axis = hit.axis;
     if (this.kind === "brush" || this.kind === "erase") {
       this.erasing = this.kind === "erase" ? (event.shiftKey ? "all" : "label") : event.altKey ? "label" : null;
@@ -89,6 +90,7 @@ export class Hand implements Tool {
 
   // The tool at a place, as by a click: for keys as well.
   use(place: Triple, axis: number, outside: boolean): void {
+    if (this.locked) return;
     const grid = this.pane.grid!;
     const voxel = grid.nearest(place);
     this.axis = axis;
@@ -182,7 +184,7 @@ export class Hand implements Tool {
     }
     if (this.hovered?.tile === tile && (this.kind === "brush" || this.kind === "erase")) {
       paper.beginPath();
-      paper.arc(this.hovered.x, this.hovered.y, (this.size / 2) * planes!.perMm(), 0, 2 * Math.PI);
+      paper.arc(this.hovered.x, this.hovered.y, (this.size / 2) * planes!.perMm(tile), 0, 2 * Math.PI);
       paper.stroke();
     }
   }

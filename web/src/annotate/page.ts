@@ -40,6 +40,10 @@ async function goNext(): Promise<void> {
   }
 }
 
+function keepDraft(): void {
+  if (now && !now.locked && !now.deciding) void now.draft.save("draft");
+}
+
 function submit(): void {
   const it = now;
   if (!it) return;
@@ -92,6 +96,19 @@ async function makeConsensus(): Promise<void> {
   }
 }
 
+function reopen(): void {
+  const it = now!;
+  const list = el("select", { id: "reopened" }, ...it.project.readers.map((name) => el("option", { value: name }, name)));
+  ask({
+    title: say("reopenTitle"), confirm: say("reopen"),
+    body: [el("p", {}, say("reopenText")), el("label", { for: "reopened" }, say("reader")), list],
+    act: async () => {
+      await rest.reopen(it.projectId, it.imageId, list.value);
+      it.say(say("reopened", list.value));
+    },
+  });
+}
+
 // ---- keys ---------------------------------------------------------------------------------
 
 function more(event: KeyboardEvent): boolean {
@@ -101,8 +118,8 @@ function more(event: KeyboardEvent): boolean {
   if (event.ctrlKey || event.metaKey) {
     if (key === "z") (event.shiftKey ? now.redo() : now.undo());
     else if (key === "y") now.redo();
-    else if (key === "s") void now.draft.save("draft");
-    else if (key === "enter") submit();
+    else if (key === "s") keepDraft();
+    else if (key === "enter" && !now.locked) submit();
     else return false;
     return true;
   }
@@ -209,20 +226,21 @@ function options(it: Case): HTMLElement[] {
   return parts;
 }
 
-function saving(it: Case): HTMLElement {
+function saving(it: Case): HTMLElement[] {
   const { draft } = it;
   const at = draft.at ? new Intl.DateTimeFormat(spoken() === "zh" ? "zh-CN" : "en-GB", {
     hour: "2-digit", minute: "2-digit", second: "2-digit",
   }).format(draft.at) : "";
   const word = say.of("saves", draft.state);
   const settled = ["saved", "submitted", "final"].includes(draft.state);
-  return el("div", { class: "saving" },
+  return [
     el("p", { role: "status", id: "saveState", class: `state ${draft.state}` }, settled && at ? say("savedAt", word, at) : word),
-    draft.fault ? el("p", { class: "error", role: "alert" }, draft.fault) : null,
+    ...(draft.fault ? [el("p", { class: "error", role: "alert" }, draft.fault)] : []),
     el("div", { class: "row" },
-      it.deciding ? null : button("saveDraft", () => it.draft.save("draft"), { id: "save" }),
-      button(it.deciding ? "saveFinal" : "submit", submit, { class: "main", id: "submit" }),
-      it.deciding ? button("ownDrawing", () => location.reload()) : button("nextCase", goNext, { id: "next" })));
+      ...(it.deciding || it.locked ? [] : [button("saveDraft", keepDraft, { id: "save" })]),
+      ...(it.locked ? [] : [button(it.deciding ? "saveFinal" : "submit", submit, { class: "main", id: "submit" })]),
+      it.deciding ? button("ownDrawing", () => location.reload()) : button("nextCase", goNext, { id: "next" })),
+  ];
 }
 
 function deciding(it: Case): HTMLElement | null {
@@ -234,6 +252,7 @@ function deciding(it: Case): HTMLElement | null {
     el("div", { class: "row" },
       button("agreementOpen", agree, { id: "agreement" }),
       button("makeConsensus", makeConsensus, { id: "consensus" }),
+      button("reopenOne", reopen, { id: "reopen" }),
       last ? button("adjudicate", () => it.decide(last).then(drawPanel), { id: "adjudicate" }) : null),
     it.deciding ? el("p", { class: "note" }, say("adjudicating")) : null,
     final ? el("p", {}, el("a", { href: `/api/segmentations/${final.segmentation}/seg.dcm`, id: "exportSeg" }, say("exportSeg"))) : null);
@@ -250,9 +269,9 @@ function drawPanel(): void {
     el("div", { class: "patient" },
       el("h1", { id: "caseTitle", tabindex: "-1" }, known?.name || it.image.name),
       el("p", { class: "hint" }, `${it.project.name} · ${say("doneOf", it.project.done, it.project.images.length)}`)),
-    saving(it),
     tools(it),
-    el("p", { class: "hint", id: "toolHint" }, say.of("toolHints", it.hand.kind)),
+    it.locked ? el("p", { class: "note", id: "locked" }, say("lockedText"))
+      : el("p", { class: "hint", id: "toolHint" }, say.of("toolHints", it.hand.kind)),
     labels(it),
     ...options(it),
     el("p", { id: "said", role: "status" }, it.note),
@@ -266,6 +285,7 @@ function drawPanel(): void {
       : el("p", { class: "hint" }, say("proposalNone")),
     deciding(it),
   ].filter((one) => one !== null));
+  $("keep").replaceChildren(...saving(it));
   panel.scrollTop = scrolled;
   if (focused && document.activeElement?.id !== focused) $(focused)?.focus();
 }
@@ -297,7 +317,8 @@ async function begin(): Promise<void> {
   const [project, image] = location.hash.slice(1).split("/");
   const host = el("div", { class: "host" });
   $("page").replaceChildren(
-    el("aside", { id: "panel", "aria-label": say("annotate") }, el("p", { role: "status" }, say("loading"))),
+    el("aside", { id: "side", "aria-label": say("annotate") },
+      el("div", { id: "panel" }, el("p", { role: "status" }, say("loading"))), el("div", { id: "keep" })),
     el("div", { id: "bar", role: "toolbar", "aria-label": say("view") }),
     el("section", { id: "stage", "aria-label": say("annotate") },
       el("figure", { class: "frame drawn" }, host, el("p", { class: "place", id: "place" }),

@@ -26,6 +26,7 @@ const PLANES: Record<"axial" | "coronal" | "sagittal", Plane> = {
 
 export interface Tile {
   plane: Plane | null; // null for 3-D
+  scale: number; // pixels a mm, before one zooms
   x: number;
   y: number;
   width: number;
@@ -47,7 +48,6 @@ export class Planes {
   private readonly paper: CanvasRenderingContext2D;
   private readonly greys = new Map<number, Layer>();
   private readonly marks = new Map<number, Layer>();
-  private scale = 1; // pixels a mm
   private readonly table = new Uint32Array(256);
 
   constructor(
@@ -93,56 +93,49 @@ export class Planes {
     return this.image.voxels[from] * this.image.slope + this.image.inter;
   }
 
-  // Lays the tiles out so that pictures are as large as they can be; returns that of 3-D.
+  // Lays the tiles out, each picture as large as its tile lets it; returns that of 3-D.
   layOut(view: View, width: number, height: number): Tile | null {
     const mm = this.grid.shape.map((size, axis) => size * this.grid.spacing[axis]);
-    const one = (plane: Plane | null): Tile => ({ plane, x: 0, y: 0, width, height });
+    const tile = (plane: Plane | null, left: number, top: number, right: number, bottom: number): Tile => {
+      const [x, y] = [Math.round(left * width), Math.round(top * height)];
+      const w = Math.round(right * width) - x - (right < 1 ? GAP : 0);
+      const h = Math.round(bottom * height) - y - (bottom < 1 ? GAP : 0);
+      const scale = plane ? Math.min(w / mm[plane.across], h / mm[plane.down]) : 1;
+      return { plane, x, y, width: w, height: h, scale };
+    };
     const { axial, coronal, sagittal } = PLANES;
-    if (view === "render") this.tiles = [one(null)];
-    else if (view === "all" || view === "planes") {
-      const cells: (Plane | null)[] = [axial, coronal, sagittal, null];
-      const row = view === "all" ? 4 : 3;
-      const wide = mm[0] * 2 + mm[1] + (row === 4 ? mm[1] : 0);
-      const inRow = Math.min(width / wide, height / Math.max(mm[1], mm[2]));
-      const inGrid = Math.min(width / (mm[0] + mm[1]), height / (mm[1] + mm[2]));
-      if (inRow > inGrid) {
-        let x = 0;
-        const widths = [mm[0], mm[0], mm[1], mm[1]].slice(0, row);
-        this.tiles = widths.map((part, at) => {
-          const tile = { plane: cells[at], x, y: 0, width: Math.floor((width * part) / wide) - GAP, height };
-          x += tile.width + GAP;
-          return tile;
-        });
-      } else { // coronal and sagittal above, axial and 3-D below
-        const left = Math.floor((width * mm[0]) / (mm[0] + mm[1]));
-        const top = Math.floor((height * mm[2]) / (mm[1] + mm[2]));
-        const cell = (plane: Plane | null, right: boolean, below: boolean): Tile => ({
-          plane, x: right ? left + GAP : 0, y: below ? top + GAP : 0,
-          width: right ? width - left - GAP : left, height: below ? height - top - GAP : top,
-        });
-        this.tiles = [cell(coronal, false, false), cell(sagittal, true, false), cell(axial, false, true),
-          ...(view === "all" ? [cell(null, true, true)] : [])];
-      }
-    } else this.tiles = [one(PLANES[view])];
-    this.scale = Math.min(...this.tiles.map(({ plane, width: w, height: h }) => (plane
-      ? Math.min(w / mm[plane.across], h / mm[plane.down]) : Infinity)));
-    return this.tiles.find((tile) => !tile.plane) ?? null;
+    const long = width / Math.max(1, height);
+    if (view === "render") this.tiles = [tile(null, 0, 0, 1, 1)];
+    else if (view !== "all" && view !== "planes") this.tiles = [tile(PLANES[view], 0, 0, 1, 1)];
+    else if (long > (view === "all" ? 3.2 : 2.4)) { // one beside the other
+      const cells = view === "all" ? [axial, coronal, sagittal, null] : [axial, coronal, sagittal];
+      this.tiles = cells.map((plane, at) => tile(plane, at / cells.length, 0, (at + 1) / cells.length, 1));
+    } else if (view === "all") {
+      this.tiles = [tile(axial, 0, 0, 0.5, 0.5), tile(coronal, 0.5, 0, 1, 0.5),
+        tile(sagittal, 0, 0.5, 0.5, 1), tile(null, 0.5, 0.5, 1, 1)];
+    } else if (long > 0.8) { // the axial plane large, the others beside it
+      this.tiles = [tile(axial, 0, 0, 0.62, 1), tile(coronal, 0.62, 0, 1, 0.5), tile(sagittal, 0.62, 0.5, 1, 1)];
+    } else {
+      this.tiles = [tile(axial, 0, 0, 1, 0.5), tile(coronal, 0, 0.5, 1, 0.75), tile(sagittal, 0, 0.75, 1, 1)];
+    }
+    return this.tiles.find((one) => !one.plane) ?? null;
   }
 
   // Pixels a voxel of a plane: across and down.
-  private pixels({ across, down }: Plane): [number, number] {
-    const scale = this.scale * this.zoom;
+  private pixels(tile: Tile): [number, number] {
+    const { across, down } = tile.plane!;
+    const scale = this.perMm(tile);
     return [this.grid.spacing[across] * scale, this.grid.spacing[down] * scale];
   }
 
-  perMm(): number {
-    return this.scale * this.zoom;
+  perMm(tile: Tile): number {
+    return tile.scale * this.zoom;
   }
 
   // Where a place lies on the canvas.
   toScreen(tile: Tile, place: Triple): [number, number] {
     const plane = tile.plane!;
-    const [w, h] = this.pixels(plane);
+    const [w, h] = this.pixels(tile);
     const u = (place[plane.across] - this.focus[plane.across]) * w;
     const v = (place[plane.down] - this.focus[plane.down]) * h;
     return [tile.x + tile.width / 2 + (plane.mirrored ? -u : u), tile.y + tile.height / 2 - v];
@@ -157,7 +150,7 @@ export class Planes {
   // The place under a point, in voxels; along the tile's own axis it is the crosshair's.
   fromScreen(tile: Tile, x: number, y: number): Triple {
     const plane = tile.plane!;
-    const [w, h] = this.pixels(plane);
+    const [w, h] = this.pixels(tile);
     const u = (x - tile.x - tile.width / 2) / w;
     const place = [...this.at] as Triple;
     place[plane.across] = this.focus[plane.across] + (plane.mirrored ? -u : u);
@@ -183,7 +176,7 @@ export class Planes {
 
   private drawTile(tile: Tile, plane: Plane): void {
     const { paper } = this;
-    const [w, h] = this.pixels(plane);
+    const [w, h] = this.pixels(tile);
     const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
     // Voxel centres are whole numbers: the picture begins half a voxel before the first.
     const corner = [...this.at] as Triple;

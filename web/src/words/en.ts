@@ -125,7 +125,7 @@ export const ENGLISH = {
 
   // annotating
   tools: {
-    move: "Look", brush: "Brush", erase: "Eraser", polygon: "Polygon", region: "Region", click: "Click to segment",
+    move: "Look", brush: "Brush", erase: "Eraser", polygon: "Polygon", region: "Region", click: "Click",
   },
   toolHints: {
     move: "Click to move the crosshair; wheel for slices; right drag for the window.",
@@ -157,7 +157,7 @@ export const ENGLISH = {
   saveDraft: "Save draft",
   submit: "Submit",
   submitTitle: "Submit this case?",
-  submitText: "It counts as your reading from now on. You can open it again later and submit a better one.",
+  submitText: "It counts as your reading from now on. You can change it only after an administrator has opened it again.",
   submitEmpty: "Nothing is drawn. Submit this only if no structure is on this image.",
   nextCase: "Next case",
   saves: {
@@ -182,7 +182,6 @@ export const ENGLISH = {
   // agreement
   agreement: "Agreement",
   agreementOpen: "Agreement of the readers …",
-  fewReaders: "Agreement needs two submitted readings.",
   cohen: "Cohen's kappa",
   fleiss: "Fleiss' kappa",
   diceOf: (name: string) => `Dice: ${name}`,
@@ -200,6 +199,12 @@ export const ENGLISH = {
   saveFinal: "Save as final",
   saveFinalTitle: "Save this as the final segmentation?",
   saveFinalText: "It is what the project hands on for training and what goes back to the PACS.",
+  reopenOne: "Open one again …",
+  reopenTitle: "Open a submitted reading again?",
+  reopenText: "Its reader can then change it, and must submit it once more.",
+  reopen: "Open again",
+  reopened: (name: string) => `The reading of ${name} is open again.`,
+  lockedText: "This case is submitted. To change it, ask an administrator to open it again.",
   exportSeg: "Export as DICOM SEG",
 
   // keys
@@ -228,6 +233,10 @@ export const ENGLISH = {
     form: "This report does not exist in that form.",
     version: "Another window saved first.",
     labels: "A label in this drawing is not one of the project's.",
+    submitted: "This case is submitted. An administrator can open it again.",
+    readers: "Agreement needs two submitted readings.",
+    final: "Somebody else has decided on this image already.",
+    annotation: "Nothing was saved or submitted there.",
     grid: "This drawing lies on another grid than the image.",
     size: "This is too large for the service.",
     http: "The service has no such place.",

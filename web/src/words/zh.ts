@@ -117,7 +117,7 @@ export const CHINESE: Words = {
   backToList: "工作列表",
   jobFailed: (reason) => `该检查处理失败：${reason}`,
 
-  tools: { move: "浏览", brush: "画笔", erase: "橡皮", polygon: "多边形", region: "区域", click: "点击分割" },
+  tools: { move: "浏览", brush: "画笔", erase: "橡皮", polygon: "多边形", region: "区域", click: "点击" },
   toolHints: {
     move: "单击移动十字线，滚轮换层，右键拖动调窗。",
     brush: "拖动勾画，按住 Alt 擦除。打开灰度范围后只画范围内的体素。",
@@ -148,7 +148,7 @@ export const CHINESE: Words = {
   saveDraft: "保存草稿",
   submit: "提交",
   submitTitle: "提交该病例？",
-  submitText: "提交后即作为您的阅片结果。以后仍可打开修改并重新提交。",
+  submitText: "提交后即作为您的阅片结果，须经管理员重新打开后才能修改。",
   submitEmpty: "尚未勾画任何内容。仅在图像中确实没有任何结构时提交。",
   nextCase: "下一例",
   saves: {
@@ -172,7 +172,6 @@ export const CHINESE: Words = {
 
   agreement: "一致性",
   agreementOpen: "阅片者一致性…",
-  fewReaders: "至少需要两位阅片者提交后才能计算一致性。",
   cohen: "Cohen kappa",
   fleiss: "Fleiss kappa",
   diceOf: (name) => `Dice：${name}`,
@@ -190,6 +189,12 @@ export const CHINESE: Words = {
   saveFinal: "保存为最终",
   saveFinalTitle: "保存为最终分割？",
   saveFinalText: "项目将以此用于训练，并可发回 PACS。",
+  reopenOne: "重新打开…",
+  reopenTitle: "重新打开已提交的结果？",
+  reopenText: "该阅片者可再次修改，并须重新提交。",
+  reopen: "重新打开",
+  reopened: (name) => `${name} 的结果已重新打开。`,
+  lockedText: "该病例已提交。如需修改，请管理员重新打开。",
   exportSeg: "导出 DICOM SEG",
 
   keys: "键盘快捷键",
@@ -216,6 +221,10 @@ export const CHINESE: Words = {
     form: "没有这种形式的报告。",
     version: "另一窗口已先保存。",
     labels: "勾画中有不属于该项目的标签。",
+    submitted: "该病例已提交，管理员可重新打开。",
+    readers: "至少需要两位阅片者提交后才能计算一致性。",
+    final: "该图像已由他人裁定。",
+    annotation: "没有已保存或已提交的内容。",
     grid: "勾画与图像的网格不一致。",
     size: "内容过大，服务无法接收。",
     http: "服务没有该页面。",
