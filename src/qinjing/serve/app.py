@@ -85,15 +85,16 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
     """The routes over a folder of studies; packages that only they need come with them."""
-    from qinjing.serve import clinic
+    from qinjing.serve import annotation, clinic
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
 
-    app.state.catalogue = open_catalogue(folder, app.state.config.catalogue)
-    app.state.images = app.state.catalogue.images
+    catalogue = open_catalogue(folder, app.state.config.catalogue)
+    app.state.catalogue, app.state.images = catalogue, catalogue.images
+    app.state.projects, app.state.audit = catalogue.projects, Audit(folder)
     app.state.models = app.state.config.served
-    app.state.audit, app.state.projects = Audit(folder), None
     app.include_router(clinic.router)
+    app.include_router(annotation.router)
 
 
 def _add_refusals(app: FastAPI) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qinjing.data.database import Database
 from qinjing.serve.images import Images
 from qinjing.serve.jobs import Queue
+from qinjing.serve.projects import Projects
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -96,6 +97,7 @@ class Catalogue:
         self.folder, self.database, self._clock = folder, database, clock
         self._instances, self._studies = _tables()
         self.queue, self.images = Queue(database, clock), Images(folder, database, clock)
+        self.projects = Projects(database, clock)
         if database.on_sqlite:  # readers and one writer do not wait for each other
             with database.connected() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")

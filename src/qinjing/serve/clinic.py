@@ -24,6 +24,7 @@ from qinjing.serve.auth import Right, Token
 from qinjing.serve.catalogue import Catalogue, Study, StudyState, study_key
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image, Images, Segmentation
+from qinjing.serve.projects import Projects
 from qinjing.serve.session import Who
 from qinjing.serve.settings import ServeConfig
 
@@ -239,8 +240,8 @@ def seen_image(request: Request, who: Token, image_id: str) -> Image:
 
 def _named(request: Request, who: Token, image_id: str) -> bool:
     """Whether a project lets somebody annotate an image."""
-    projects = request.app.state.projects
-    return bool(projects and who.may("annotate") and projects.sees(who.person, image_id))
+    projects: Projects = request.app.state.projects
+    return who.may("annotate") and projects.sees(who.person, image_id)
 
 
 def described(image: Image) -> dict[str, Any]:

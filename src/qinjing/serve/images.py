@@ -32,6 +32,10 @@ KINDS: tuple[Kind, ...] = ("model", "reader", "consensus", "final")
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161468)"
 
 
+class StaleError(Exception):
+    """A segmentation was changed by another since it was read."""
+
+
 @dataclass(frozen=True)
 class Image:
     """One volume that can be shown.
@@ -80,6 +84,7 @@ class Segmentation:
         confirmed: when, seconds since 1970; 0 where nobody did.
         version: 1 and one more with each change.
         confidence: value → how sure a model of class `diagnosis` is of it, 0 to 1.
+        project: in which it was drawn, "" where in none.
     """
 
     segmentation_id: str
@@ -94,6 +99,7 @@ class Segmentation:
     confirmed: float = 0.0
     version: int = 1
     confidence: Mapping[int, float] = field(default_factory=dict)
+    project: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ class Images:
         content: bytes,
         state: State = "final",
         confidence: Mapping[int, float] | None = None,
+        project: str = "",
+        after: int | None = None,
     ) -> Segmentation:
         """Keep a segmentation; an author's former one of this kind on this image is replaced.
 
@@ -227,17 +235,26 @@ class Images:
             content: a gzipped NIfTI file of labels on the image's grid, which the caller checked.
             state: likewise.
             confidence: likewise.
+            project: likewise.
+            after: version that was changed, 0 for none; None replaces whatever is there.
+
+        Raises:
+            StaleError: another version is there.
         """
         t = self._segmentations
         same = (t.c.image_id == image_id) & (t.c.kind == kind) & (t.c.author == author)
+        same &= t.c.project == project
         with self._database.writing("LOCK TABLE segmentation IN EXCLUSIVE MODE") as connection:
             former = connection.execute(t.select().where(same)).first()
+            if after is not None and after != (former.version if former else 0):
+                raise StaleError
             if former and self._same(_segmentation(former), state, labels, product_class, content):
                 return _segmentation(former)
             made = Segmentation(
                 former.segmentation_id if former else secrets.token_hex(16),
                 image_id, kind, author, state, dict(labels), product_class, self._clock(),
                 version=former.version + 1 if former else 1, confidence=dict(confidence or {}),
+                project=project,
             )  # fmt: skip
             place = self._file(made)
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -265,6 +282,11 @@ class Images:
         t = self._segmentations
         which = [t.c.image_id == image_id, *([t.c.kind == kind] if kind else [])]
         return [_segmentation(row) for row in self._found(t, *which)]
+
+    def of_project(self, project: str) -> list[Segmentation]:
+        """Return what was drawn in a project."""
+        t = self._segmentations
+        return [_segmentation(row) for row in self._found(t, t.c.project == project)]
 
     def mask(self, segmentation: Segmentation) -> Path:
         """Return the NIfTI file of a segmentation that is here."""
@@ -363,9 +385,9 @@ def _tables() -> tuple[Table, Table]:
         "segmentation", MetaData(),
         Column("segmentation_id", Text, primary_key=True),
         *texts("image_id", "kind", "author", "state", "labels", "product_class", "confirmed_by",
-               "confidence"),
+               "confidence", "project"),
         *(Column(name, Float(53), nullable=False) for name in ("made", "confirmed")),
         Column("version", Integer, nullable=False),
-        UniqueConstraint("image_id", "kind", "author"),
+        UniqueConstraint("image_id", "kind", "author", "project"),
     )  # fmt: skip
     return images, segmentations
