@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -32,7 +31,6 @@ from qinjing.data.nifti import read_nifti
 from qinjing.engine.checkpoint import save_model
 from qinjing.engine.plan import make_plan
 from qinjing.report.declared import Declaration, ServedModel, declare, served
-from qinjing.serve import labelling
 from qinjing.serve.catalogue import Catalogue, open_catalogue
 from qinjing.serve.images import About
 from qinjing.tasks.planning import measure
@@ -75,16 +73,6 @@ def model(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedMode
     return served(run)
 
 
-@dataclass
-class Named:
-    """The images that projects name, by person."""
-
-    images: dict[str, set[str]]
-
-    def sees(self, person: str, image_id: str) -> bool:
-        return image_id in self.images.get(person, set())
-
-
 @pytest.fixture
 def catalogue(dataset: Path, tmp_path: Path) -> Catalogue:
     """Four scans that nobody labelled."""
@@ -98,8 +86,8 @@ def catalogue(dataset: Path, tmp_path: Path) -> Catalogue:
 @pytest.fixture
 def clinic(make: Callable[..., Service], catalogue: Catalogue, model: ServedModel) -> Service:
     service = make(folder=catalogue.folder, served=(model,))
-    service.app.include_router(labelling.router)
-    service.app.state.projects = Named({"Ann": {catalogue.images.all()[1].image_id}})
+    second = catalogue.images.all()[1].image_id
+    catalogue.projects.make("one", {1: "core", 2: "rim"}, [second], ["Ann"])
     return service
 
 
@@ -197,9 +185,10 @@ def test_slicer_fetches_the_next_image_without_a_token(
     ):  # fmt: skip
         answer = fetch(other)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), other
-    clinic.app.state.projects.images.clear()
-    assert fetch(own).status_code == 404
-    clinic.app.state.projects.images["Ann"] = {second.image_id}
+    other = client_class().MONAILabelClient(client.get_server_url(), str(tmp_path))
+    token = clinic.token("annotator", name="Bo")
+    other.update_auth(other.auth_token("Bo", token))
+    assert other.next_sample("first", {}) == {}  # no project names him
     clinic.tokens.revoke(own.split("-")[1])
     assert fetch(own).status_code == 401
 
@@ -230,6 +219,7 @@ def test_an_annotator_sees_what_his_projects_name_and_nobody_elses_labels(
         reader.save_label(image, str(label_of(dataset, 0)))
     assert annotator.info()["datastore"] == {"total": 1, "completed": 0, "label_tags": {}}
     assert annotator.info()["trainers"] == {}
+    assert annotator.info()["labels"] == ["core", "rim"]
     assert annotator.next_sample("first", {})["id"].startswith(second)
     module = client_class()
     for image in (first, f"{first}-00000000-{'0' * 32}", "case0", "nothing"):
@@ -240,12 +230,23 @@ def test_an_annotator_sees_what_his_projects_name_and_nobody_elses_labels(
     with pytest.raises(module.MONAILabelClientException) as refused:
         annotator.download_label(second, "final")
     assert refused.value.status_code == 404
-    annotator.save_label(second, str(label_of(dataset, 1)), tag="original")
+    names = {"label_info": [{"name": "core", "idx": 5}, {"name": "rim", "idx": 2}]}
+    label = str(label_of(dataset, 1))
+    for wrong in ({}, {"label_info": [{"name": "shell", "idx": 5}, {"name": "rim", "idx": 2}]}):
+        with pytest.raises(module.MONAILabelClientException, match="400"):
+            annotator.save_label(second, label, params=wrong)  # 5 is none of the project's
+    annotator.save_label(second, label, tag="original", params=names)
     assert annotator.info()["datastore"]["label_tags"] == {"original": 1}
-    annotator.save_label(second, str(label_of(dataset, 1)))
+    annotator.save_label(second, label, params=names)
     assert annotator.info()["datastore"]["label_tags"] == {"final": 1}
-    with pytest.raises(module.MONAILabelClientException, match="409"):
-        annotator.save_label(second, str(label_of(dataset, 1)), tag="original")
+    for tag in ("original", "final"):
+        with pytest.raises(module.MONAILabelClientException, match="409"):
+            annotator.save_label(second, label, tag=tag, params=names)
+    drawn, sent = (
+        nib.load(file).get_fdata() for file in (annotator.download_label(second, "final"), label)
+    )
+    for theirs, ours in ((5, 1), (2, 2), (0, 0)):
+        assert np.array_equal(drawn == ours, sent == theirs)
     mine = nib.load(reader.download_label(second, "final")).get_fdata()
     assert np.array_equal(mine, nib.load(label_of(dataset, 0)).get_fdata())
     for call in (annotator.train_status, annotator.train_stop):
@@ -363,8 +364,6 @@ def test_ohif_gets_its_voxels_and_sends_them_back(
     """As its extension does: by the series' UID, raw NRRD alone, and bare bytes for a label."""
     catalogue = fill(tmp_path / "studies", studies=1)
     service = make(folder=catalogue.folder, served=(model,))
-    service.app.include_router(labelling.router)
-    service.app.state.projects = Named({})
     client = service.client("reader", name="Dr. Li")
     (image,) = catalogue.images.all()
     params = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
@@ -402,8 +401,6 @@ def test_no_route_gives_a_figure_and_no_log_a_patient(
     image = catalogue.images.all()[0]
     clinics.say(catalogue, image, tmp_path, "diagnosis")
     service = make(folder=catalogue.folder, served=(model,))
-    service.app.include_router(labelling.router)
-    service.app.state.projects = Named({})
     client = service.client("admin", name="IT")
     at, named = "/monailabel", f"label={image.image_id}&tag=original"
     answers = [

@@ -85,7 +85,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
     """The routes over a folder of studies; packages that only they need come with them."""
-    from qinjing.serve import annotation, clinic
+    from qinjing.serve import annotation, clinic, labelling
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
 
@@ -95,6 +95,7 @@ def _add_clinic(app: FastAPI, folder: Path) -> None:
     app.state.models = app.state.config.served
     app.include_router(clinic.router)
     app.include_router(annotation.router)
+    app.include_router(labelling.router)
 
 
 def _add_refusals(app: FastAPI) -> None:

@@ -103,7 +103,7 @@ def info(who: Labeller, request: Request) -> dict[str, Any]:
         "name": "Qinjing",
         "description": "Labels for the images of this service.",
         "version": version("qinjing"),
-        "labels": data.label_names(request),
+        "labels": data.label_names(request, who),
         "models": models,
         "trainers": {TRAINER: effort} if who.may("train") else {},
         "strategies": {
@@ -188,7 +188,7 @@ def _train(who: Token, request: Request, params: Mapping[str, Any]) -> dict[str,
     if not cases:
         raise Refusal(409, "labels", "labels must be there, to learn from")
     store: str | None = request.app.state.config.store
-    order = data.label_names(request)
+    order = data.label_names(request, who)
 
     def prepare(folder: Path, tell: Callable[[str], None]) -> dict[str, str]:
         return write_cases(cases, order, store is not None, folder, tell)

@@ -34,9 +34,11 @@ from qinjing.serve.guard import Refusal
 from qinjing.serve.images import About, Image, Images, Segmentation
 from qinjing.serve.labelling_desk import desk
 from qinjing.serve.labelling_files import present
+from qinjing.serve.projects import Project, Projects
 
 TAGS = ("final", "original")
 NO_TOKEN = {"WWW-Authenticate": "Bearer"}
+_MOST_LISTED = 1000  # clients take a list of all images for something that one can look through
 HANDED_S = 600.0  # for how long the next image may be fetched by its id alone
 _ID = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{8})-([0-9a-f]{32}))?")
 
@@ -81,12 +83,11 @@ def models_of(request: Request) -> dict[str, ServedModel]:
     return named
 
 
-def label_names(request: Request) -> list[str]:
-    """Return the names of labels that people draw here, those of models in their order."""
-    names: dict[str, None] = {}
-    for model in models_of(request).values():
-        names |= dict.fromkeys(name for _, name in sorted(model.labels()[0].items()))
-    return list(names)
+def label_names(request: Request, who: Token) -> list[str]:
+    """Return the names of labels that somebody may draw: of his projects, then of models."""
+    known = [one.labels for one in projects_of(request, who)]
+    known += [model.labels()[0] for model in models_of(request).values()]
+    return list(dict.fromkeys(name for one in known for _, name in sorted(one.items())))
 
 
 def public_id(who: Token, image_id: str) -> str:
@@ -108,10 +109,10 @@ def sought(request: Request, who: Token, given: str) -> Image:
     if own is not None:
         return seen_image(request, who, own.image_id)
     # OHIF knows nothing but the UID of the series that it shows.
-    found = [one for one in visible(request, who) if one.series and one.series == given]
+    found = [one for one in images.all() if one.series and one.series == given]
     if len(found) != 1:
         raise Refusal(404, "image", "image must be one that is here")
-    return found[0]
+    return seen_image(request, who, found[0].image_id)
 
 
 def by_seal(request: Request, given: str) -> tuple[Token, Image]:
@@ -160,14 +161,27 @@ def upload_name(who: Token, given: str) -> str:
     return f"upload {digest.hexdigest()[:16]}"
 
 
+def projects_of(request: Request, who: Token) -> list[Project]:
+    """Return the projects that name somebody."""
+    projects: Projects = request.app.state.projects
+    return projects.of(who.person) if who.may("annotate") else []
+
+
+def project_of(request: Request, who: Token, image_id: str) -> Project | None:
+    """Return the project in which somebody labels an image, the first one that names both."""
+    found = (one for one in projects_of(request, who) if image_id in one.images)
+    return next(found, None)
+
+
 def visible(request: Request, who: Token) -> list[Image]:
-    """Return every image that somebody may see."""
-    everything = images_of(request).all()
-    if who.may("study.read"):
-        return everything
-    needs(who, "annotate")
-    projects = request.app.state.projects
-    return [one for one in everything if projects.sees(who.person, one.image_id)]
+    """Return what there is to label: what projects that name somebody hold; where none does, and
+    he may see all, the newest images.
+    """
+    images = images_of(request)
+    named = dict.fromkeys(one for known in projects_of(request, who) for one in known.images)
+    if not named and who.may("study.read"):
+        return images.all()[-_MOST_LISTED:]
+    return [image for one in named if (image := images.get(one))]
 
 
 def tags_of(

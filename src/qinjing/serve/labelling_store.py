@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
@@ -24,6 +25,7 @@ from qinjing.serve.images import Image
 from qinjing.serve.labelling_data import Labeller
 from qinjing.serve.labelling_desk import object_in, sent
 from qinjing.serve.labelling_files import labels_on, packed, segment_names, taken
+from qinjing.serve.projects import Project
 from qinjing.volume import Volume
 
 router = APIRouter(prefix="/datastore")
@@ -116,18 +118,21 @@ def save_label(
     """Keep what somebody drew, as his: submitted, or a draft where the tag is "original"."""
     needs(who, "annotate")
     found, images = data.sought(request, who, image), data.images_of(request)
+    project = data.project_of(request, who, found.image_id)
     state: Literal["draft", "submitted"] = "draft" if tag == "original" else "submitted"
-    if state == "draft" and _submitted(request, who, found):
-        raise Refusal(409, "tag", 'tag must be "final": a label of yours is submitted')
+    _may_still_save(request, who, found, project, state)
     content, said = label.file.read(), object_in(params)
     with tempfile.TemporaryDirectory(prefix="qinjing-") as folder:
         with sent():
             labels = labels_on(content, images.volume(found.image_id), Path(folder))
-        names = _names(request, labels, said, content)
+        names = _names(request, labels, said, content, project)
+        if project:
+            labels, names = _as_in(project, labels, names)
         kept = images.add_segmentation(
             found.image_id, kind="reader", author=who.person, labels=names,
             product_class=request.app.state.config.product_class,
             content=packed(labels, Path(folder)), state=state,
+            project=project.project_id if project else "",
         )  # fmt: skip
     data.note(request, kept, said)
     _audit(request).append(
@@ -190,25 +195,59 @@ def _shown(request: Request, image: str) -> tuple[Token, Image]:
     return who, data.sought(request, who, image)
 
 
-def _submitted(request: Request, who: Token, image: Image) -> bool:
-    return any(
-        one.author == who.person and one.state != "draft"
+def _may_still_save(
+    request: Request, who: Token, image: Image, project: Project | None, state: str
+) -> None:
+    """Refuse to change what was submitted: in a project at all, elsewhere back to a draft."""
+    own = [
+        one
         for one in data.images_of(request).segmentations(image.image_id, "reader")
-    )
+        if one.author == who.person and one.state != "draft"
+        and one.project == (project.project_id if project else "")
+    ]  # fmt: skip
+    if own and project:
+        raise Refusal(409, "submitted", "annotation must be open: an admin can reopen it")
+    if own and state == "draft":
+        raise Refusal(409, "tag", 'tag must be "final": a label of yours is submitted')
+
+
+def _as_in(
+    project: Project, labels: Volume, names: Mapping[int, str]
+) -> tuple[Volume, dict[int, str]]:
+    """Labels with the values that a project gives to their names.
+
+    Raises:
+        Refusal: 400, one has a name that the project does not know.
+    """
+    values = {name: value for value, name in project.labels.items()}
+    table = np.zeros(65536, np.uint16)
+    for old in (int(value) for value in label_values(labels.voxels) if value):
+        if names[old] not in values:
+            known = ", ".join(project.labels.values())
+            raise Refusal(400, "labels", f"labels must be of the project: {known}")
+        table[old] = values[names[old]]
+    return labels.with_voxels(table[labels.voxels]), dict(project.labels)
 
 
 def _names(
-    request: Request, labels: Volume, said: Mapping[str, Any], content: bytes
+    request: Request,
+    labels: Volume,
+    said: Mapping[str, Any],
+    content: bytes,
+    project: Project | None,
 ) -> dict[int, str]:
-    """Value → name, as the client says, the file or the models; else the value's own."""
+    """Value → name, as the client says, the file, the project or the models; else its own."""
     told = said.get("label_info")
     known: dict[int, str] = segment_names(content)
     for one in told if isinstance(told, list) else []:
         value, name = (one.get("idx"), one.get("name")) if isinstance(one, dict) else (None, None)
         if isinstance(value, int) and 0 < value <= 65535 and isinstance(name, str):
             known[value] = name
-    for model in data.models_of(request).values() if not known else ():
-        known = dict(model.labels()[0]) | known
+    if not known and project:
+        known = dict(project.labels)
+    elif not known:
+        for model in data.models_of(request).values():
+            known = dict(model.labels()[0]) | known
     there = {int(value): "" for value in label_values(labels.voxels) if value}
     return {
         value: name if name.isprintable() and 0 < len(name) <= 100 else f"label {value}"
