@@ -77,8 +77,7 @@ def take(content: bytes, catalogue: Catalogue, new: set[str], study: str = "") -
         OSError: the disk takes no more.
         ConfigError: the database does not.
     """
-    if content[:4] in _BARE:
-        content = _PREAMBLE + content
+    content = preambled(content)
     try:
         instance = described(content)
     except Exception:  # pydicom names no common class of what damaged bytes make of it
@@ -88,3 +87,8 @@ def take(content: bytes, catalogue: Catalogue, new: set[str], study: str = "") -
     if catalogue.keep(instance, content):
         new.add(instance.sop_instance_uid)
     return instance.sop_instance_uid
+
+
+def preambled(content: bytes) -> bytes:
+    """Return a DICOM file with the preamble that it may lack."""
+    return _PREAMBLE + content if content[:4] in _BARE else content
