@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from qinjing.serve.auth import Sessions, Throttle, Token, Tokens
+from qinjing.serve.auth import RIGHTS, Sessions, Throttle, Token, Tokens
 from qinjing.serve.guard import LOG, Refusal
 from qinjing.serve.settings import ServeConfig
 
@@ -87,6 +87,8 @@ def described(token: Token, config: ServeConfig) -> dict[str, Any]:
         "token_id": token.token_id,
         "role": token.role,
         "name": token.name,
+        "person": token.person,
+        "rights": list(RIGHTS[token.role]),
         "patient_id": token.patient_id,
         "may_change": token.may_change,
         "may_see_all": token.may_see_all,
