@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -19,71 +15,21 @@ pydicom = pytest.importorskip("pydicom")
 for package in ("highdicom", "pynetdicom", "sqlalchemy", "fpdf", "dicomweb_client"):
     pytest.importorskip(package)
 
-from qinjing.config import write_json  # noqa: E402
 from qinjing.data.dicom.read import read_dicom  # noqa: E402
 from qinjing.data.dicom.read_seg import read_seg  # noqa: E402
-from qinjing.data.layouts import open_dataset  # noqa: E402
 from qinjing.data.nifti import read_nifti  # noqa: E402
-from qinjing.engine.plan import make_plan, with_steps  # noqa: E402
 from qinjing.errors import ConfigError, InputError  # noqa: E402
 from qinjing.evidence import verify  # noqa: E402
+from qinjing.report.declared import ServedModel, declare, served  # noqa: E402
 from qinjing.serve.answer import answer  # noqa: E402
-from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
-from qinjing.report.declared import Declaration, ServedModel, declare, served  # noqa: E402
+from qinjing.serve.catalogue import open_catalogue  # noqa: E402
 from qinjing.serve.node import NodeConfig, node  # noqa: E402
 from qinjing.serve.send import Destination  # noqa: E402
-from qinjing.serve.work import WorkConfig, work  # noqa: E402
-from qinjing.tasks.planning import measure  # noqa: E402
+from qinjing.serve.work import WorkConfig  # noqa: E402
 from qinjing.tasks.predict import predict_folder  # noqa: E402
-from qinjing.tasks.train import TrainConfig, train  # noqa: E402
+from tests.clinic.answering import get, model_of, post, worked  # noqa: E402
 from tests.clinic.orthanc import free_port, started  # noqa: E402
 from tests.data.dicom.derive import errors_of  # noqa: E402
-from tests.data.dicom.series import uid, write_series  # noqa: E402
-from tests.tasks.test_train import write_case  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    for number in range(5):
-        write_case(folder, f"case{number}", number)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    opened = open_dataset(dataset)
-    plan = make_plan(measure(opened, opened.cases), device="cpu", threads=1, net="subvoxel_unet")
-    output = tmp_path_factory.mktemp("run")
-    write_json(output / "plan.json", with_steps(plan, 40, None, 1))
-    train(TrainConfig(dataset, output / "run", plan=output / "plan.json"))
-    return output / "run"
-
-
-@pytest.fixture(scope="module")
-def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scan that the model saw, as a scanner sends it, and a localiser beside it."""
-    folder = tmp_path_factory.mktemp("study")
-    image = read_nifti(dataset / "images" / "case0.nii.gz").canonical()
-    spacing = image.spacing_mm
-    origin = image.affine[:3, 3].tolist()
-    assert np.allclose(image.affine[:3, :3], np.diag(spacing[::-1])[:, ::-1])
-    write_series(
-        folder / "scan", image.voxels.astype(np.int16), spacing=spacing, origin=origin,
-        intercept=0.0, edit=_named,
-    )  # fmt: skip
-
-    def localiser(file: Any, d: int) -> None:
-        _named(file, d)
-        file.SeriesInstanceUID, file.SOPInstanceUID = uid("localiser"), uid("localiser", d)
-
-    write_series(folder / "localiser", np.zeros((2, 8, 8), np.int16), edit=localiser)
-    return folder
-
-
-def _named(file: Any, _: int) -> None:
-    file.PatientName, file.StudyDate, file.StudyID = "Canary^Kanarie", "20250102", "S1"
-    file.PatientBirthDate = "19500203"
 
 
 @pytest.mark.parametrize("product_class", ["tool", "analysis"])
@@ -95,13 +41,13 @@ def test_a_study_goes_from_orthanc_to_the_model_and_back(
         catalogue = open_catalogue(tmp_path / "studies")
         client = pacs.client()
         client.store_instances([pydicom.dcmread(file) for file in sorted(study.rglob("*.dcm"))])
-        (there,) = _get(f"{pacs.url}/studies")
+        (there,) = get(f"{pacs.url}/studies")
         config = NodeConfig(port=port, quiet_s=0.2, kinds=("predict",), callers=("ORTHANC",))
         model = model_of(run, product_class)
         destination = Destination("ORTHANC", "127.0.0.1", pacs.port)
         with node(config, catalogue):
-            _post(f"{pacs.url}/modalities/qinjing/store", there)
-            _work(catalogue, WorkConfig(("predict",), models=(model,), destination=destination))
+            post(f"{pacs.url}/modalities/qinjing/store", there)
+            worked(catalogue, WorkConfig(("predict",), models=(model,), destination=destination))
         (job,) = catalogue.queue.of()
         assert job.state == "done" and job.reason == ""
         uid = job.study_instance_uid
@@ -160,42 +106,6 @@ def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
         declare(copy, replace(said, product_class="analysis"))
 
 
-def model_of(run: Path, product_class: str, **more: Any) -> ServedModel:
-    known = {"modality": "CT", "intended_use": "tests", "limits": ("phantoms",), **more}
-    return ServedModel(run, Declaration("phantom", product_class=product_class, **known))
-
-
 def _uids(answers: Any) -> list[str]:
     files = [file for one in answers for file in one.files]
     return [str(pydicom.dcmread(file).SOPInstanceUID) for file in files]
-
-
-def _work(catalogue: Catalogue, config: WorkConfig) -> None:
-    """Work until one job has come to its end."""
-    ended = threading.Event()
-    became: list[str] = []
-
-    def tell(_: Any, word: str) -> None:
-        became.append(word)
-        ended.set()
-
-    _soon(lambda: bool(catalogue.queue.of()))
-    work(catalogue, config, ended, tell)
-    assert became == ["done"], [job.reason for job in catalogue.queue.of()]
-
-
-def _soon(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < until, "not within a minute"
-        time.sleep(0.05)
-
-
-def _get(url: str) -> Any:
-    with urlopen(url, timeout=30) as answered:
-        return json.loads(answered.read())
-
-
-def _post(url: str, body: str) -> Any:
-    with urlopen(Request(url, body.encode(), method="POST"), timeout=60) as answered:
-        return json.loads(answered.read())
