@@ -311,6 +311,16 @@ def _payload(line: str) -> str:
     return base64.b64decode(json.loads(line)["payload"]).decode()
 
 
+def test_a_session_tells_the_rights_over_what_is_served(
+    make: Callable[..., Service], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QINJING_CONSENT", raising=False)
+    both = make(folder=catalogue.folder).client("reader", name="Li")
+    assert {"consent.read", "study.read"} <= set(both.get("/api/session").json()["rights"])
+    consents = make().client("reader", name="Li").get("/api/session").json()["rights"]
+    assert consents == ["consent.read"]
+
+
 def test_the_openapi_document_says_what_there_is(clinic: Service) -> None:
     paths: dict[str, Any] = clinic.app.openapi()["paths"]
     for method, route in ROUTES:

@@ -88,13 +88,20 @@ def described(token: Token, config: ServeConfig) -> dict[str, Any]:
         "role": token.role,
         "name": token.name,
         "person": token.person,
-        "rights": list(RIGHTS[token.role]),
+        "rights": [right for right in RIGHTS[token.role] if _served(right, config)],
         "patient_id": token.patient_id,
         "may_change": token.may_change,
         "may_see_all": token.may_see_all,
         "expires": token.expires,
         "idle_s": config.idle_s,
     }
+
+
+def _served(right: str, config: ServeConfig) -> bool:
+    """Whether there is what a right is over: a store of consents, or a folder of studies."""
+    if right.startswith("consent."):
+        return config.folder is None or config.store is not None
+    return config.folder is not None
 
 
 def checked(request: Request, text: str) -> Token:
