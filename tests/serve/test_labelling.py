@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("highdicom")
-pytest.importorskip("multipart")
+pytest.importorskip("python_multipart")
 pytest.importorskip("SimpleITK")
 pytest.importorskip("requests")
 
@@ -424,6 +424,25 @@ def test_no_route_gives_a_figure_and_no_log_a_patient(
     assert [one.status_code for one in answers[-6:]] == [200] * 6
     assert "Canary" not in caplog.text and "MRN1" not in caplog.text
     assert image.series not in caplog.text and image.study not in caplog.text
+
+
+def test_slicer_is_told_the_names_of_those_labels_alone_that_there_are(
+    clinic: Service, catalogue: Catalogue, dataset: Path
+) -> None:
+    """It gives the names, in order, to the values that it finds in the file."""
+    client = clinic.client("reader", name="Dr. Li")
+    names = {1: "spleen", 2: "rim", 4: "vein", 5: "core"}
+    for image in catalogue.images.all()[:2]:
+        catalogue.images.add_segmentation(
+            image.image_id, kind="model", author="m", labels=names, product_class="tool",
+            content=label_of(dataset, 0).read_bytes(),
+        )  # fmt: skip
+    sample = client.post("/monailabel/activelearning/first", json={"client_id": "x"}).json()
+    objects = client.get("/monailabel/datastore/?output=all").json()["objects"]
+    infos = [one["labels"]["original"]["info"] for one in objects.values() if one["labels"]]
+    info = objects[sample["id"]]["labels"]["original"]["info"]
+    assert info["params"]["label_names"] == {"rim": 2, "core": 5}
+    assert [one["params"]["label_names"] for one in infos if one != info] == [{}]  # not looked at
 
 
 def test_a_reviewer_says_more_of_a_label_and_nothing_is_removed(

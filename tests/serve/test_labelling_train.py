@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("highdicom")
-pytest.importorskip("multipart")
+pytest.importorskip("python_multipart")
 
 from qinjing.config import read_json, write_json
 from qinjing.data.layouts import open_dataset

@@ -33,7 +33,7 @@ from qinjing.serve.clinic import needs, seen_image
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import About, Image, Images, Segmentation
 from qinjing.serve.labelling_desk import desk
-from qinjing.serve.labelling_files import present
+from qinjing.serve.labelling_files import values_in
 from qinjing.serve.projects import Project, Projects
 
 TAGS = ("final", "original")
@@ -141,6 +141,9 @@ def hand_out(request: Request, who: Token, image: Image) -> dict[str, Any]:
     with here.lock:
         here.handed = {key: at for key, at in here.handed.items() if now - at <= HANDED_S}
         here.handed[who.token_id, image.image_id] = now
+    # A client asks next for the label that it may begin from.
+    for one in tags_of(images_of(request), who, image.image_id).values():
+        _there(request, one, look=True)
     return {"id": public_id(who, image.image_id), **image_info(who, image)}
 
 
@@ -214,22 +217,37 @@ def tagged(request: Request, who: Token, given: str, tag: str) -> tuple[Image, S
     return image, found
 
 
-def label_info(request: Request, one: Segmentation) -> dict[str, Any]:
+def label_info(request: Request, one: Segmentation, *, look: bool = True) -> dict[str, Any]:
     """Return what stands beside a label; the names of those values alone that it holds.
 
     3D Slicer gives the first name to the smallest value that there is, and so on.
+
+    Args:
+        request: of whoever asks.
+        one: the label.
+        look: into its file, which takes a while; else names are told where somebody has looked.
     """
-    images, notes = images_of(request), _notes(request, one)
-    there = set(present(images.mask(one)))
-    named = {value: name for value, name in sorted(one.labels.items()) if value in there}
+    names = dict(sorted(one.labels.items()))
+    if look or one.kind == "model":
+        there = _there(request, one, look)
+        names = {value: name for value, name in names.items() if value in there}
+    notes = _notes(request, one)
     return {
         "ts": int(one.made),
         "name": f"{one.image_id}.nii.gz",
         "client_id": one.author,
-        "label_info": [{"name": name, "idx": value} for value, name in named.items()],
-        "params": {"label_names": {name: value for value, name in named.items()}},
+        "label_info": [{"name": name, "idx": value} for value, name in names.items()],
+        "params": {"label_names": {name: value for value, name in names.items()}},
         **(read_json(notes) if notes.is_file() else {}),
     }
+
+
+def _there(request: Request, one: Segmentation, look: bool) -> tuple[int, ...]:
+    """The values that a label holds; none where nobody has looked, and nobody shall."""
+    known, key = desk(request).values, (one.segmentation_id, one.version)
+    if key not in known and look:
+        known[key] = values_in(images_of(request).mask(one))
+    return known.get(key, ())
 
 
 def note(request: Request, one: Segmentation, said: Mapping[str, Any]) -> None:
@@ -258,7 +276,7 @@ def everything(request: Request, who: Token) -> dict[str, Any]:
     objects = {}
     for one in visible(request, who):
         labels = {
-            tag: {"ext": ".nii.gz", "info": label_info(request, drawn)}
+            tag: {"ext": ".nii.gz", "info": label_info(request, drawn, look=False)}
             for tag, drawn in tags_of(images, who, one.image_id).items()
         }
         image = {"ext": ".nii.gz", "info": image_info(who, one)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,6 @@ def renumbered(mask: Path, values: Mapping[int, int], out: Path) -> None:
     write_nifti(out, labels.with_voxels(table[labels.voxels.astype(np.int64)]))
 
 
-@lru_cache(maxsize=4096)  # files of one version never change
-def present(mask: Path) -> tuple[int, ...]:
+def values_in(mask: Path) -> tuple[int, ...]:
     """Return the label values that a file holds, without background."""
     return tuple(int(value) for value in label_values(read_nifti(mask).voxels) if value)

@@ -27,6 +27,7 @@ from qinjing.errors import InputError
 from qinjing.report.declared import ServedModel
 from qinjing.report.product_class import must_be_confirmed
 from qinjing.serve import labelling_data as data
+from qinjing.serve.audit import Audit
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image
 from qinjing.serve.labelling_data import Labeller
@@ -70,6 +71,8 @@ def infer(
             known = data.sought(request, who, image)
             place = data.images_of(request).volume(known.image_id)
             _fits(asked, known)
+            audit: Audit = request.app.state.audit
+            audit.append(who, "model asked", image=known.image_id, model=asked.name)
         labels = _segmented(asked, place, folder)
         if output == "dicom_seg":
             return _dicom_seg(request, asked, known, labels, folder)
