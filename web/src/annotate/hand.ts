@@ -168,7 +168,7 @@ export class Hand implements Tool {
   // The brush's outline under the mouse, and a polygon that is not filled yet.
   over(paper: CanvasRenderingContext2D, tile: Tile): void {
     const { planes } = this.pane;
-    const dpr = devicePixelRatio || 1;
+    const dpr = planes!.unit;
     paper.lineWidth = 1.5 * dpr;
     paper.strokeStyle = this.kind === "erase" ? "#fff" : css(this.label);
     if (this.corners && tile.plane!.axis === this.corners.axis

@@ -31,18 +31,22 @@ export async function know(of: Segmentation): Promise<Known> {
 
 export const toRas = ([x, y, z]: Triple): Triple => [-x, -y, z];
 
-function volume({ ml, low_ml, high_ml }: Volume): string {
+// With its uncertainty: half of the interval, in the same digits.
+function volume({ ml, low_ml, high_ml }: Volume, narrow: boolean): (Node | string)[] {
   const digits = ml < 10 ? 2 : ml < 100 ? 1 : 0;
-  return say("volumeOf", number(ml, digits), number((high_ml - low_ml) / 2, digits));
+  const [size, more] = [number(ml, digits), number((high_ml - low_ml) / 2, digits)];
+  return narrow ? [`${size} ml`, el("span", { class: "hint" }, `± ${more}`)] : [say("volumeOf", size, more)];
 }
 
-// The table of labels; `second` adds a column of another segmentation's volumes.
+// The table of labels; `second` adds a column of another segmentation's volumes, and `names` tells
+// the two apart.
 export function labelList(
-  frame: Frame, known: Known | null, second: Known | null, hidden: Set<number>,
+  frame: Frame, known: Known | null, second: Known | null, names: [string, string], hidden: Set<number>,
   jump: (world: Triple) => void, drawn: () => void,
 ): HTMLElement {
   const { shown } = frame;
   if (!shown) return el("p", { class: "hint" }, say("noSegmentation"));
+  const two = Boolean(second?.figures);
   const structure = (of: Known | null, name: string): Structure | undefined =>
     of?.figures?.structures.find((one) => one.name === name);
   const toggle = (labels: number[], on: boolean) => {
@@ -71,9 +75,9 @@ export function labelList(
           disabled: known && !place ? "" : null, on: { click: () => place && jump(place.world_mm) },
         }, swatch(label), name)),
       ...(known?.figures ? [el("td", { class: "number" },
-        own?.count ? volume(own.volume) : el("span", { class: "hint" }, say("notFound")))] : []),
-      ...(second?.figures ? [el("td", { class: "number" }, ((one) =>
-        one?.count ? volume(one.volume) : "–")(structure(second, name)))] : []));
+        ...(own?.count ? volume(own.volume, two) : [el("span", { class: "hint" }, say("notFound"))]))] : []),
+      ...(second?.figures ? [el("td", { class: "number" }, ...((one) =>
+        (one?.count ? volume(one.volume, true) : ["–"]))(structure(second, name)))] : []));
     const lesions = own && own.count > 1 ? own.lesions.slice(0, 20) : [];
     return [row, ...lesions.map((one) => el("tr", { class: "lesion" },
       el("td", {}),
@@ -82,11 +86,11 @@ export function labelList(
         on: { click: () => jump(toRas(one.centroid_mm)) },
       }, `${one.number}`, el("span", { class: "hint" },
         ` ${number(one.long_axis_mm, 0)} × ${number(one.short_axis_mm, 0)} mm`))),
-      el("td", { class: "number" }, volume(one.volume)),
+      el("td", { class: "number" }, ...volume(one.volume, two)),
       ...(second?.figures ? [el("td", {})] : [])))];
   });
-  const heads = [say("structure"), ...(known?.figures ? [say("volume")] : []),
-    ...(second?.figures ? [second.of.author] : [])];
+  const heads = [say("structure"), ...(known?.figures ? [two ? names[0] : say("volume")] : []),
+    ...(second?.figures ? [names[1]] : [])];
   const numbers = all.map(([value]) => Number(value));
   return el("div", { class: "labels" },
     el("p", { class: "row" },

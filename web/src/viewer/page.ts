@@ -221,6 +221,13 @@ function drawPanel(): void {
   if (focused && document.activeElement?.id !== focused) $(focused)?.focus();
 }
 
+// What tells the two columns of volumes apart: dates, or authors.
+function headings(): [string, string] {
+  const [a, b] = frames;
+  if (!b) return ["", ""];
+  return a.date === b.date ? [a.shown?.author ?? "", b.shown?.author ?? ""] : [a.date, b.date];
+}
+
 function drawBar(): void {
   const ready = Boolean(frames[0]?.pane.image);
   $("bar").replaceChildren(...(ready ? [
@@ -246,7 +253,7 @@ function controls(main: Frame): HTMLElement[] {
     main.shown ? confirmation(main.shown) : null,
     main.shown ? links(main.shown) : null,
     el("h2", {}, say("structuresHere")),
-    labelList(main, known[0], known[1], hidden, jump, () => {
+    labelList(main, known[0], known[1], headings(), hidden, jump, () => {
       frames[1]?.pane.hide(hidden);
       drawPanel();
     }),

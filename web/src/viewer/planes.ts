@@ -36,6 +36,11 @@ export interface Tile {
 const CROSS = "#5fd0c0";
 const GAP = 4;
 
+// Pixels of the canvas where a common screen has one: letters and lines grow with the page's.
+export function unit(): number {
+  return (devicePixelRatio || 1) * (parseFloat(getComputedStyle(document.documentElement).fontSize) / 16);
+}
+
 export class Planes {
   tiles: Tile[] = [];
   low = 0;
@@ -45,6 +50,7 @@ export class Planes {
   at: Triple = [0, 0, 0]; // the crosshair
   focus: Triple = [0, 0, 0]; // what lies in the middle of each plane
   smooth = true;
+  unit = 1;
   private readonly paper: CanvasRenderingContext2D;
   private readonly greys = new Map<number, Layer>();
   private readonly marks = new Map<number, Layer>();
@@ -95,6 +101,7 @@ export class Planes {
 
   // Lays the tiles out, each picture as large as its tile lets it; returns that of 3-D.
   layOut(view: View, width: number, height: number): Tile | null {
+    this.unit = unit();
     const mm = this.grid.shape.map((size, axis) => size * this.grid.spacing[axis]);
     const tile = (plane: Plane | null, left: number, top: number, right: number, bottom: number): Tile => {
       const [x, y] = [Math.round(left * width), Math.round(top * height)];
@@ -113,10 +120,10 @@ export class Planes {
     } else if (view === "all") {
       this.tiles = [tile(axial, 0, 0, 0.5, 0.5), tile(coronal, 0.5, 0, 1, 0.5),
         tile(sagittal, 0, 0.5, 0.5, 1), tile(null, 0.5, 0.5, 1, 1)];
-    } else if (long > 0.8) { // the axial plane large, the others beside it
+    } else if (long > 1.15) { // the axial plane large, the others beside it
       this.tiles = [tile(axial, 0, 0, 0.62, 1), tile(coronal, 0.62, 0, 1, 0.5), tile(sagittal, 0.62, 0.5, 1, 1)];
     } else {
-      this.tiles = [tile(axial, 0, 0, 1, 0.5), tile(coronal, 0, 0.5, 1, 0.75), tile(sagittal, 0, 0.75, 1, 1)];
+      this.tiles = [tile(axial, 0, 0, 1, 0.56), tile(coronal, 0, 0.56, 0.5, 1), tile(sagittal, 0.5, 0.56, 1, 1)];
     }
     return this.tiles.find((one) => !one.plane) ?? null;
   }
@@ -196,7 +203,7 @@ export class Planes {
 
   private drawCross(tile: Tile, plane: Plane): void {
     const { paper } = this;
-    const dpr = devicePixelRatio || 1;
+    const dpr = this.unit;
     const [x, y] = this.toScreen(tile, this.at).map((one) => Math.round(one) + 0.5);
     const gap = 14 * dpr;
     paper.strokeStyle = CROSS;
