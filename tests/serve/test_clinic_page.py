@@ -20,6 +20,7 @@ pytest.importorskip("highdicom")
 import nibabel
 import PIL.Image
 import pydicom
+from scipy import ndimage
 
 from qinjing.serve.catalogue import ABOUT, Instance, study_key
 from qinjing.serve.volumes import show
@@ -348,6 +349,68 @@ def _decide(clinic: Clinic, browser: Browser, project: str, drawn: np.ndarray) -
     seg = pydicom.dcmread(io.BytesIO(file.content))
     assert seg.Modality == "SEG" and seg.PatientID == "MRN1"
     assert int(seg.pixel_array.sum()) == int((drawn > 0).sum())
+
+
+def test_regions_and_slices_between_are_as_scipy_has_them(clinic: Clinic, browser: Browser) -> None:
+    project = _project(clinic)
+    enter(browser, clinic, "annotator", "Dr. Chen", f"/annotate#{project}/{clinic.images[0]}")
+    browser.until("document.getElementById('tool-brush')")
+    browser.until("document.getElementById('place').textContent")
+    greys = np.asarray(nibabel.load(_volume(clinic)).dataobj)
+    # A region in 3-D: what is connected by faces with the voxel at the crosshair, within the range.
+    browser.press("r")
+    browser.run("document.getElementById('ball').click()")
+    browser.run("document.activeElement.blur()")
+    while (
+        greys[tuple(place(browser))] != -4
+    ):  # into the large ball, which is on the patient's right
+        browser.press("ArrowRight")
+    browser.run("document.querySelector('#panel .windows button').click()")
+    bounds = "['low', 'high'].map((one) => Number(document.getElementById(one).value))"
+    low, high = browser.run(bounds)
+    assert -124 < low <= -4 <= high < 116
+    browser.run("document.activeElement.blur()")
+    browser.press(" ")
+    pieces, _ = ndimage.label((greys >= low) & (greys <= high))
+    expected = (pieces == pieces[tuple(place(browser))]).astype(int)
+    np.testing.assert_array_equal(_saved(clinic, browser, project), expected)
+    # Between two slices: the mixture of signed distances, wherever nothing was drawn.
+    browser.press("2")
+    browser.press("p")
+    for corners in (((460, 520), (520, 520), (520, 600), (460, 600)),
+                    ((480, 540), (600, 540), (600, 640), (480, 640))):  # fmt: skip
+        for corner in corners:
+            browser.drag(corner)
+        browser.press("Enter")
+        for _ in range(4):
+            browser.press("ArrowUp")
+    before = _saved(clinic, browser, project)
+    browser.press("i")
+    first, last = np.unique(np.argwhere(before == 2)[:, 2])
+    assert last == first + 4
+    expected = before.copy()
+    far = [_signed(before[..., one] == 2) for one in (first, last)]
+    for part in (1, 2, 3):
+        mixed = (1 - part / 4) * far[0] + part / 4 * far[1] > 0
+        expected[..., first + part][mixed & (before[..., first + part] == 0)] = 2
+    np.testing.assert_array_equal(_saved(clinic, browser, project), expected)
+
+
+def _volume(clinic: Clinic) -> Path:
+    return Path(clinic.service.app.state.images.volume(clinic.images[0]))
+
+
+def _saved(clinic: Clinic, browser: Browser, project: str) -> np.ndarray:
+    browser.press("s", ctrl=True)
+    browser.until("document.getElementById('saveState').className === 'state saved'")
+    return _annotation(clinic, project)
+
+
+def _signed(inside: np.ndarray) -> np.ndarray:
+    """Distance to the outline of a slice, positive inside."""
+    inner = ndimage.distance_transform_edt(inside, sampling=0.75)
+    outer = ndimage.distance_transform_edt(~inside, sampling=0.75)
+    return np.asarray(inner - outer, np.float32)
 
 
 def test_a_drawing_is_not_lost_when_the_service_is_away(clinic: Clinic, browser: Browser) -> None:

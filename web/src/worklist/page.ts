@@ -1,7 +1,7 @@
 // The worklist: studies as they come in, found, filtered and opened; and the projects.
 
 import * as rest from "../rest";
-import { $, button, day, el, keep, kept, may, moment, type Me, type Page, personName, say, sentence } from "../shared";
+import { $, button, day, el, keep, kept, may, moment, type Me, type Page, personName, Refused, say, sentence } from "../shared";
 import { drawProjects, loadProjects } from "./projects";
 
 const STATES: rest.State[] = ["received", "waiting", "working", "done", "failed"];
@@ -35,6 +35,10 @@ async function load(after: string | null = null): Promise<void> {
     fault = "";
   } catch (refusal) {
     if (mine !== asked) return;
+    if (refusal instanceof Refused && refusal.code === "http") { // a service of consents alone
+      location.replace("/consent");
+      return;
+    }
     fault = sentence(refusal);
   }
   drawRows();
