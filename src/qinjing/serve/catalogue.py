@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,7 @@ ABOUT = {
 StudyState = Literal["received", "done", "waiting", "working", "failed"]
 STATES: tuple[StudyState, ...] = ("received", "done", "waiting", "working", "failed")
 _FOUND_BY = ("patient_id", "patient_name", "accession", "description")
+_AT_ONCE = 500  # parameters of a statement: SQLite takes no more than some thousands
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161467)"
 
 
@@ -130,6 +131,22 @@ class Catalogue:
         c = self._instances.c
         with self.database.connected() as connection:
             return connection.scalar(select(c.sha256).where(c.instance == sop_instance_uid))
+
+    def held(self, sop_instance_uids: Sequence[str]) -> dict[str, str]:
+        """Return the SOP classes of those instances that are here, with their files whole."""
+        from sqlalchemy import select
+
+        c, found = self._instances.c, {}
+        for start in range(0, len(sop_instance_uids), _AT_ONCE):
+            some = list(sop_instance_uids[start : start + _AT_ONCE])
+            query = select(c.instance, c["class"], c.study, c.bytes).where(c.instance.in_(some))
+            with self.database.connected() as connection:
+                rows = connection.execute(query).all()
+            for instance, kind, study, size in rows:
+                path = self.path(study, instance)
+                if path.is_file() and path.stat().st_size == size:
+                    found[instance] = kind
+        return found
 
     def place(self, study_instance_uid: str) -> Path:
         """Return the folder of a study's instances."""

@@ -1,4 +1,4 @@
-"""A DICOM node: takes studies in by C-STORE, answers C-ECHO, and says when a study is complete.
+"""A DICOM node: takes studies in by C-STORE, commits to them, and says when one is complete.
 
 Success is answered once an instance is on the disk and in the catalogue, not before; an instance
 that is sent again is kept once. Nothing that a sender wrote is logged.
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from qinjing.errors import ConfigError
 from qinjing.serve.catalogue import ABOUT, Catalogue, Instance
-from qinjing.serve.send import hush
+from qinjing.serve.commitment import MODEL, Commitment
+from qinjing.serve.send import Destination, hush
 from qinjing.serve.settings import is_loopback
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class NodeConfig:
         ae_title: what callers must call it.
         host: address to listen on.
         port: to listen on; 0 takes any that is free.
-        callers: AE titles that may call; all where there are none, on this machine alone.
+        callers: AE titles that may call, "AET", or "AET@HOST:PORT" where reports of storage
+            commitment go; all where there are none, on this machine alone.
         tls_cert: certificate chain in PEM; None listens without TLS, on this machine alone.
         tls_key: its private key in PEM.
         tls_ca: certificates in PEM that callers' own must be signed by.
@@ -71,9 +73,10 @@ class NodeConfig:
     idle_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for title in (self.ae_title, *self.callers):
+        for title in (self.ae_title, *self.titles):
             if not (0 < len(title.strip()) <= 16 and title.isascii() and title.isprintable()):
                 raise ConfigError("AE title", "1 to 16 printable ASCII letters", title)
+        _ = self.addresses
         given = [self.tls_cert, self.tls_key, self.tls_ca]
         if any(given) and not all(given):
             raise ConfigError("--tls-cert, --tls-key and --tls-ca", "given together", "some")
@@ -85,6 +88,25 @@ class NodeConfig:
         if not self.callers and not is_loopback(self.host):
             raise ConfigError("--callers", "named where others reach the port", "none")
 
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """AE titles of those who may call."""
+        return tuple(one.partition("@")[0] for one in self.callers)
+
+    @property
+    def addresses(self) -> tuple[Destination, ...]:
+        """Where those of them who say so take reports."""
+        found = []
+        for one in self.callers:
+            if "@" in one:
+                try:
+                    address = Destination.parse(one, self.ae_title)
+                except ConfigError:
+                    raise ConfigError("--callers", "AET or AET@HOST:PORT each", one) from None
+                if isinstance(address, Destination):  # as with an @ it is, and no URL
+                    found.append(address)
+        return tuple(found)
+
 
 @contextmanager
 def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
@@ -93,7 +115,9 @@ def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
     Raises:
         ConfigError: pynetdicom is not installed, or the port or the certificates cannot be used.
     """
-    ae, handlers = _entity(config), _handlers(catalogue)
+    ae, client = _entity(config), _client_context(config) if config.tls_cert else None
+    commitment = Commitment(catalogue, config.addresses, client)
+    handlers = _handlers(catalogue, commitment)
     contexts = _Shared(ae.supported_contexts)
     context = _context(config) if config.tls_cert else None
     try:
@@ -115,6 +139,7 @@ def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
         ended.set()
         server.shutdown()  # type: ignore[union-attr]
         ae.shutdown()
+        commitment.__exit__()
         watching.join()
 
 
@@ -130,11 +155,12 @@ def _entity(config: NodeConfig) -> AE:
     hush()
     ae = AE(ae_title=config.ae_title)
     ae.require_called_aet = True
-    ae.require_calling_aet = list(config.callers)
+    ae.require_calling_aet = list(config.titles)
     ae.maximum_associations = config.associations
     ae.network_timeout = ae.dimse_timeout = config.idle_s
     ae.acse_timeout = 10.0
     ae.add_supported_context(Verification)
+    ae.add_supported_context(MODEL)
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
     return ae
@@ -150,12 +176,13 @@ class _Shared(list["PresentationContext"]):
         return _Shared(copy(context) for context in self)
 
 
-def _handlers(catalogue: Catalogue) -> list[Any]:
+def _handlers(catalogue: Catalogue, commitment: Commitment) -> list[Any]:
     from pynetdicom import evt
 
     return [
         (evt.EVT_C_STORE, lambda event: _store(event, catalogue)),
         (evt.EVT_C_ECHO, lambda _: _SUCCESS),
+        (evt.EVT_N_ACTION, commitment.asked),
     ]
 
 
@@ -218,7 +245,16 @@ def _cause(error: Exception) -> str:
 
 
 def _context(config: NodeConfig) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return _certified(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
+
+
+def _client_context(config: NodeConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # who is signed by that authority may call, whatever his name
+    return _certified(context, config)
+
+
+def _certified(context: ssl.SSLContext, config: NodeConfig) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     try:
