@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 HEADER = "x-qinjing"  # another site's page cannot send it without asking first
 LOG = logging.getLogger("qinjing.serve")
 
+# The clinic's pages live under the same policy as that of consents: web/build.mjs turns NiiVue's
+# pictures in data: addresses into files and leaves its WebAssembly out, and nothing is a worker.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
