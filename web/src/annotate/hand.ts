@@ -3,7 +3,7 @@
 import { css } from "../colours";
 import type { Triple } from "../rest";
 import type { Hit, Pane, Tool } from "../viewer/pane";
-import type { Tile } from "../viewer/planes";
+import type { Box, Tile } from "../viewer/planes";
 import type { Mask } from "./mask";
 import { line, polygon, region, stamp } from "./shapes";
 
@@ -162,7 +162,18 @@ export class Hand implements Tool {
   }
 
   private seen(): void {
-    this.pane.changed();
+    const fresh = this.last ? this.mask.fresh() : null; // within a stroke
+    if (!fresh) return this.pane.changed();
+    if (!fresh.length) return this.pane.redraw();
+    const grid = this.pane.grid!;
+    const box: Box = { from: grid.at(fresh[0]), to: grid.at(fresh[0]) };
+    for (const index of fresh) {
+      grid.at(index).forEach((one, axis) => {
+        box.from[axis] = Math.min(box.from[axis], one);
+        box.to[axis] = Math.max(box.to[axis], one);
+      });
+    }
+    return this.pane.changed(box);
   }
 
   // The brush's outline under the mouse, and a polygon that is not filled yet.

@@ -14,12 +14,20 @@ export class Mask {
   private at: number[] = [];
   private before: number[] = [];
   private open = false;
+  private told = 0;
 
   constructor(readonly voxels: Uint8Array, private readonly changed: () => void) {}
 
   begin(): void {
     this.end();
     this.open = true;
+  }
+
+  // The voxels that were changed since this was asked last within a stroke.
+  fresh(): number[] {
+    const since = this.at.slice(this.told);
+    this.told = this.at.length;
+    return since;
   }
 
   // Changes one voxel within a stroke.
@@ -46,13 +54,9 @@ export class Mask {
     }
     this.at = [];
     this.before = [];
+    this.told = 0;
     if (count) this.changed();
     return count;
-  }
-
-  // What was drawn since the beginning of the stroke is to be seen.
-  get drawing(): boolean {
-    return this.open;
   }
 
   get canUndo(): boolean {

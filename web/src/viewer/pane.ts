@@ -5,7 +5,7 @@ import * as rest from "../rest";
 import type { Image, Triple } from "../rest";
 import { el } from "../shared";
 import { Grid } from "./grid";
-import { Planes, type Tile, type View } from "./planes";
+import { type Box, Planes, type Tile, type View } from "./planes";
 import type { Solid } from "./solid";
 
 export type { View } from "./planes";
@@ -110,9 +110,10 @@ export class Pane {
     this.changed();
   }
 
-  // What changed in `labels` is seen with the next frame.
-  changed(): void {
-    this.planes?.forget(false);
+  // What changed in `labels`, within a box where one is known, is seen with the next frame.
+  changed(box?: Box): void {
+    if (box) this.planes?.patch(box);
+    else this.planes?.forget(false);
     this.redraw();
     this.later(() => this.solid?.labelled(this.hidden, this.opacity));
     this.tell(false);

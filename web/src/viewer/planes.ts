@@ -33,8 +33,23 @@ export interface Tile {
   height: number;
 }
 
+export interface Box {
+  from: Triple;
+  to: Triple; // included
+}
+
 const CROSS = "#5fd0c0";
 const GAP = 4;
+
+let card: boolean | null = null;
+
+// Whether a graphics card draws; without one a canvas kept in memory is the faster.
+function hasCard(): boolean {
+  card ??= Boolean(document.createElement("canvas").getContext("webgl2", {
+    failIfMajorPerformanceCaveat: true,
+  }));
+  return card;
+}
 
 // Pixels of the canvas where a common screen has one: letters and lines grow with the page's.
 export function unit(): number {
@@ -60,7 +75,7 @@ export class Planes {
     readonly canvas: HTMLCanvasElement, readonly grid: Grid, private readonly image: Nifti,
     readonly labels: Uint8Array,
   ) {
-    this.paper = canvas.getContext("2d", { alpha: false })!;
+    this.paper = canvas.getContext("2d", { alpha: false, willReadFrequently: !hasCard() })!;
     this.at = grid.shape.map((size) => Math.floor(size / 2)) as Triple;
     this.center();
     this.hide(new Set());
@@ -81,8 +96,22 @@ export class Planes {
 
   // What was drawn of slices holds no more: of labels, or of greys too.
   forget(greys: boolean): void {
-    this.marks.clear();
-    if (greys) this.greys.clear();
+    for (const layer of this.marks.values()) layer.slice = -1;
+    if (greys) for (const layer of this.greys.values()) layer.slice = -1;
+  }
+
+  // Labels within a box changed: slices that cut it are patched, not made anew.
+  patch({ from, to }: Box): void {
+    for (const plane of Object.values(PLANES)) {
+      const layer = this.marks.get(plane.axis);
+      const slice = this.at[plane.axis];
+      if (layer?.slice !== slice || slice < from[plane.axis] || slice > to[plane.axis]) continue;
+      const { across, down } = plane;
+      this.fillMarks(plane, layer.pixels, from[across], to[across], from[down], to[down]);
+      const [nu, nv] = [this.grid.shape[across], this.grid.shape[down]];
+      const left = plane.mirrored ? nu - 1 - to[across] : from[across];
+      layer.put(left, nv - 1 - to[down], to[across] - from[across] + 1, to[down] - from[down] + 1);
+    }
   }
 
   grey(voxel: Triple): number {
@@ -250,35 +279,42 @@ export class Planes {
       const { voxels, slope, inter } = this.image;
       const factor = (255 * slope) / Math.max(1e-9, this.high - this.low);
       const shift = (255 * (inter - this.low)) / Math.max(1e-9, this.high - this.low);
-      this.scan(plane, this.grid.start, this.grid.step, (from, to) => {
-        const grey = Math.max(0, Math.min(255, voxels[from] * factor + shift)) | 0;
-        pixels[to] = (255 << 24) | (grey << 16) | (grey << 8) | grey;
-      });
+      const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
+      const { base, along, row } = this.walk(plane, this.grid.start, this.grid.step);
+      for (let v = 0, to = 0; v < nv; v += 1) {
+        for (let u = 0, from = base + v * row; u < nu; u += 1, from += along, to += 1) {
+          const grey = Math.max(0, Math.min(255, voxels[from] * factor + shift)) | 0;
+          pixels[to] = (255 << 24) | (grey << 16) | (grey << 8) | grey;
+        }
+      }
     });
   }
 
   private markLayer(plane: Plane): HTMLCanvasElement {
-    return this.layer(this.marks, plane, (pixels) => {
-      const [nx, ny] = this.grid.shape;
-      this.scan(plane, 0, [1, nx, nx * ny], (from, to) => {
-        pixels[to] = this.table[this.labels[from]];
-      });
-    });
+    return this.layer(this.marks, plane, (pixels) => this.fillMarks(
+      plane, pixels, 0, this.grid.shape[plane.across] - 1, 0, this.grid.shape[plane.down] - 1));
   }
 
-  // Goes through a slice as the screen does, from its left top.
-  private scan(
-    plane: Plane, start: number, step: Triple, act: (from: number, to: number) => void,
-  ): void {
+  // Colours of a part of a slice, whose bounds are voxels of RAS and included.
+  private fillMarks(plane: Plane, pixels: Uint32Array, u0: number, u1: number, v0: number, v1: number): void {
+    const [nx, ny] = this.grid.shape;
     const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
-    const base = start + this.at[plane.axis] * step[plane.axis];
-    const first = plane.mirrored ? (nu - 1) * step[plane.across] : 0;
-    const along = plane.mirrored ? -step[plane.across] : step[plane.across];
-    let to = 0;
-    for (let v = nv - 1; v >= 0; v -= 1) {
-      let from = base + first + v * step[plane.down];
-      for (let u = 0; u < nu; u += 1, from += along, to += 1) act(from, to);
+    const { base, along, row } = this.walk(plane, 0, [1, nx, nx * ny]);
+    const [left, right] = plane.mirrored ? [nu - 1 - u1, nu - 1 - u0] : [u0, u1];
+    for (let v = nv - 1 - v1; v <= nv - 1 - v0; v += 1) {
+      let from = base + v * row + left * along;
+      for (let u = left, to = v * nu + left; u <= right; u += 1, from += along, to += 1) {
+        pixels[to] = this.table[this.labels[from]];
+      }
     }
+  }
+
+  // How to go through a slice as the screen does, from its left top.
+  private walk(plane: Plane, start: number, step: Triple): { base: number; along: number; row: number } {
+    const [nu, nv] = [this.grid.shape[plane.across], this.grid.shape[plane.down]];
+    const along = plane.mirrored ? -step[plane.across] : step[plane.across];
+    const corner = (plane.mirrored ? (nu - 1) * step[plane.across] : 0) + (nv - 1) * step[plane.down];
+    return { base: start + this.at[plane.axis] * step[plane.axis] + corner, along, row: -step[plane.down] };
   }
 }
 
@@ -298,7 +334,7 @@ class Layer {
     this.pixels = new Uint32Array(this.data.data.buffer);
   }
 
-  put(): void {
-    this.paper.putImageData(this.data, 0, 0);
+  put(x = 0, y = 0, width = this.canvas.width, height = this.canvas.height): void {
+    this.paper.putImageData(this.data, 0, 0, x, y, width, height);
   }
 }
