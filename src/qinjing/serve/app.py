@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,13 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from qinjing.data.consent import Store
-from qinjing.errors import InputError
+from qinjing.errors import ConfigError, InputError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
 from qinjing.serve.guard import REFUSALS, Guard, Refusal, fault
 from qinjing.serve.pages import add_pages
 from qinjing.serve.seen import Owners
 from qinjing.serve.settings import ServeConfig, tokens_file
+
+if TYPE_CHECKING:
+    from qinjing.serve.oidc import OidcConfig
 
 
 def create_app(config: ServeConfig) -> FastAPI:
@@ -58,6 +61,8 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.state.throttle, app.state.walking = Throttle(), threading.Lock()
     app.add_middleware(Guard, config=config, admit=session.bearer)
     app.include_router(session.router)
+    if config.oidc is not None:
+        _add_oidc(app, config.oidc)
     if store is not None:
         app.include_router(consent.router)
     if config.folder is not None:
@@ -81,6 +86,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for method in ("post", "delete"):  # to come in and to go out
             document["paths"]["/api/session"][method]["security"] = []
     return app.openapi_schema or {}
+
+
+def _add_oidc(app: FastAPI, config: OidcConfig) -> None:
+    """Signing in elsewhere; the package that reads what comes of it is needed for this alone."""
+    try:
+        from qinjing.serve import oidc
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "--oidc", "with PyJWT and httpx2", f"no package {error.name}",
+            advice="pip install 'qinjing[serve]'",
+        ) from None  # fmt: skip
+    app.state.oidc = oidc.Provider(config)
+    app.include_router(oidc.router)
 
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:

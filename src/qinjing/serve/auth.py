@@ -121,6 +121,8 @@ class Tokens:
         self.path = path
         self._seen: tuple[int, int, int] | None = None
         self._known: dict[str, Token] = {}
+        self._lent: dict[str, Token] = {}
+        self._lending = threading.Lock()
 
     def make(
         self, role: str, *, patient_id: str | None = None, name: str = "", days: int = 90
@@ -167,6 +169,29 @@ class Tokens:
         self._append({"revoked": token_id})
         return replace(token, revoked=True)
 
+    def lend(self, role: Role, name: str, seconds: float) -> Token:
+        """Return a token that nobody can show, for a session of a person whom another vouched for.
+
+        It is kept in memory, as sessions are: a restart ends both. Who comes again has the same.
+
+        Args:
+            role: one of `ROLES` but patient.
+            name: whose it is.
+            seconds: for how long it holds, from now.
+        """
+        now = datetime.now(UTC)
+        expires = (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+        with self._lending:
+            self._lent = {key: one for key, one in self._lent.items() if one.holds}
+            own = (one for one in self._lent.values() if (one.name, one.role) == (name, role))
+            token = Token(
+                secrets.token_hex(4), role, name, None, "", _NOBODY,
+                now.isoformat(timespec="seconds"), expires,
+            )  # fmt: skip
+            token = replace(next(own, token), expires=expires)
+            self._lent[token.token_id] = token
+        return token
+
     def check(self, text: str) -> Token | None:
         """Return the token that a text is, if it holds now."""
         kind, _, rest = text.partition("_")
@@ -178,7 +203,7 @@ class Tokens:
 
     def find(self, token_id: str) -> Token | None:
         """Return a token that holds now, by its id."""
-        token = self.all().get(token_id)
+        token = self.all().get(token_id) or self._lent.get(token_id)
         return token if token is not None and token.holds else None
 
     def all(self) -> dict[str, Token]:

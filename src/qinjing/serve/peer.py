@@ -204,12 +204,13 @@ class Caller:
                 self._wait(min(max(pause, error.after_s), _LONGEST_PAUSE_S))
         raise AssertionError
 
-    def json(self, method: str, path: str, **more: Any) -> Any:
+    def json(self, method: str, path: str, *, again: bool = True, **more: Any) -> Any:
         """Ask, again if need be, and return the JSON that was answered; None for an empty body.
 
         Args:
             method: of HTTP.
             path: below the peer's root.
+            again: whether asking twice does no harm.
             more: as `once` has it.
 
         Raises:
@@ -229,7 +230,7 @@ class Caller:
                         )
                 return bytes(body)
 
-        body = self.repeated(ask)
+        body = self.repeated(ask) if again else ask()
         try:
             return json.loads(body) if body.strip() else None
         except (ValueError, RecursionError):

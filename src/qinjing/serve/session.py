@@ -54,20 +54,32 @@ class TokenShown(BaseModel):
 @router.post("")
 def begin(shown: TokenShown, request: Request, response: Response) -> dict[str, Any]:
     """Exchange a token for a session's cookie."""
-    token, config = checked(request, shown.token.strip()), _config(request)
+    token = checked(request, shown.token.strip())
+    open_session(request, response, token)
+    return described(token, _config(request))
+
+
+def open_session(request: Request, response: Response, token: Token) -> None:
+    """Open a session for a token, and give its cookie; one that was open before ends."""
+    config = _config(request)
     sessions: Sessions = request.app.state.sessions
     sessions.end(request.cookies.get(cookie_name(config), ""))
     response.set_cookie(
         cookie_name(config), sessions.begin(token.token_id),
         httponly=True, samesite="strict", secure=config.tls, path="/",
     )  # fmt: skip
-    return described(token, config)
 
 
 @router.get("")
 def current(who: Who, request: Request) -> dict[str, Any]:
     """Tell whose session it is."""
     return described(who, _config(request))
+
+
+@router.get("/ways", openapi_extra={"security": []})
+def ways(request: Request) -> dict[str, bool]:
+    """Tell by what one may come in: a token, and a provider of identities where there is one."""
+    return {"token": True, "oidc": _config(request).oidc is not None}
 
 
 @router.delete("")

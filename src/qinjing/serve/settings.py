@@ -14,6 +14,7 @@ from qinjing.report.product_class import CLASSES
 
 if TYPE_CHECKING:
     from qinjing.report.declared import ServedModel
+    from qinjing.serve.oidc import OidcConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ServeConfig:
         port: to listen on; 0 takes any that is free.
         tls_cert: certificate chain in PEM; None serves without TLS, on this machine alone.
         tls_key: its private key in PEM.
+        oidc: a provider at which people may sign in as well; None knows tokens alone.
         models: folders below which runs and trunks lie, to tell which of them saw a patient.
         datasets: data sets that tell which cases are a patient's; without one a case's own id is
             taken for the patient's.
@@ -54,6 +56,7 @@ class ServeConfig:
     port: int = 8080
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    oidc: OidcConfig | None = None
     models: tuple[Path, ...] = ()
     datasets: tuple[Path, ...] = ()
     idle_s: float = 900.0
