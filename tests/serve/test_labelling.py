@@ -119,7 +119,7 @@ def test_a_reader_works_through_his_images(
 ) -> None:  # fmt: skip
     client = sign_in("reader", "Dr. Li")
     info = client.info()
-    assert list(info["models"]) == ["organ_1"] and info["labels"] == ["rim", "core"]
+    assert list(info["models"]) == ["click", "organ_1"] and info["labels"] == ["rim", "core"]
     assert info["models"]["organ_1"]["labels"] == {"rim": 2, "core": 5}
     assert info["datastore"] == {"total": 4, "completed": 0, "label_tags": {}}
     assert {"first", "random", "uncertainty"} == set(info["strategies"]) and "config" not in info
@@ -424,6 +424,27 @@ def test_no_route_gives_a_figure_and_no_log_a_patient(
     assert [one.status_code for one in answers[-6:]] == [200] * 6
     assert "Canary" not in caplog.text and "MRN1" not in caplog.text
     assert image.series not in caplog.text and image.study not in caplog.text
+
+
+def test_clicks_segment_what_they_point_at(
+    sign_in: Callable[..., Any], catalogue: Catalogue, dataset: Path
+) -> None:
+    """Clicks are voxels (i, j, k) of the file, as 3D Slicer and OHIF send them."""
+    client, image = sign_in("reader", "Dr. Li"), catalogue.images.all()[0].image_id
+    assert client.info()["models"]["click"]["type"] == "deepgrow"
+    truth = nib.load(label_of(dataset, 0)).get_fdata() > 0
+    middle = [int(at) for at in np.argwhere(truth).mean(0)]
+    clicks = {"foreground": [middle], "background": [[0, 0, 0]], "label": "organ"}
+    file, params = client.infer("click", image, {**clicks, "result_extension": ".nrrd"})
+    got = itk.GetArrayFromImage(itk.ReadImage(file)).T > 0
+    assert params["label_names"] == {"organ": 1} and got[tuple(middle)] and not got[0, 0, 0]
+    assert 2 * (got & truth).sum() / (got.sum() + truth.sum()) > 0.8
+    for wrong in (
+        {}, {"foreground": [[1, 2]]}, {"foreground": [[999, 0, 0]]}, {"foreground": "x"},
+        {"foreground": [[0.5, 1, 1]]}, {"foreground": [middle] * 501}, {"background": [middle]},
+    ):  # fmt: skip
+        with pytest.raises(client_class().MONAILabelClientException, match="400"):
+            client.infer("click", image, wrong)
 
 
 def test_slicer_is_told_the_names_of_those_labels_alone_that_there_are(

@@ -94,9 +94,9 @@ def valid_token(who: Labeller) -> dict[str, Any]:
 @router.get("/info/")
 def info(who: Labeller, request: Request) -> dict[str, Any]:
     """Tell what can be done here: models, ways to the next image, training."""
-    models = {
-        name: labelling_infer.described(model) for name, model in data.models_of(request).items()
-    }
+    served = data.models_of(request)
+    models = {data.CLICK: labelling_infer.described(None)}
+    models |= {name: labelling_infer.described(model) for name, model in served.items()}
     stats = desk(request).trainings.stats() if who.may("train") else {}
     effort = {"description": "qinjing train", "config": {"minutes": MINUTES, "steps": 0}}
     return {
@@ -109,7 +109,7 @@ def info(who: Labeller, request: Request) -> dict[str, Any]:
         "strategies": {
             name: {"description": said, "config": {}}
             for name, said in labelling_infer.STRATEGIES.items()
-            if models or name != "uncertainty"
+            if served or name != "uncertainty"
         },
         "scoring": {},
         "train_stats": {TRAINER: stats} if stats else {},

@@ -37,6 +37,7 @@ from qinjing.serve.labelling_files import values_in
 from qinjing.serve.projects import Project, Projects
 
 TAGS = ("final", "original")
+CLICK = "click"  # what segments without a model
 NO_TOKEN = {"WWW-Authenticate": "Bearer"}
 _MOST_LISTED = 1000  # clients take a list of all images for something that one can look through
 HANDED_S = 600.0  # for how long the next image may be fetched by its id alone
@@ -77,7 +78,7 @@ def models_of(request: Request) -> dict[str, ServedModel]:
     named: dict[str, ServedModel] = {}
     for model in request.app.state.models:
         name = re.sub(r"[^\w.-]+", "_", model.name).strip(".") or "model"
-        while name in named:
+        while name in named or name == CLICK:
             name += "_"
         named[name] = model
     return named

@@ -11,7 +11,7 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,9 +28,10 @@ from qinjing.report.declared import ServedModel
 from qinjing.report.product_class import must_be_confirmed
 from qinjing.serve import labelling_data as data
 from qinjing.serve.audit import Audit
+from qinjing.serve.auth import Token
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image
-from qinjing.serve.labelling_data import Labeller
+from qinjing.serve.labelling_data import CLICK, Labeller
 from qinjing.serve.labelling_desk import desk, object_in, sent
 from qinjing.serve.labelling_files import encoded, packed, taken
 from qinjing.volume import Volume
@@ -41,6 +42,7 @@ STRATEGIES = {
     "random": "any image",
     "uncertainty": "the image of which a model is least sure, of those that it has looked at",
 }
+_MOST_CLICKS = 500
 _LOOKING_S = 20.0  # for how long a model looks at more images, before it says which is next
 _BYTES = "application/octet-stream"
 Params = Annotated[str, Form(max_length=1_000_000)]
@@ -59,7 +61,8 @@ def infer(
     label: UploadFile | None = None,
 ) -> Response:
     """Let a model segment an image: one that is here, of a session, or one that comes along."""
-    asked, said, here = _model(request, model), object_in(params), desk(request)
+    asked = None if model == CLICK else _model(request, model)
+    said, here = object_in(params), desk(request)
     with here.turn() as folder:
         known = None
         if file is not None:
@@ -70,14 +73,16 @@ def infer(
         else:
             known = data.sought(request, who, image)
             place = data.images_of(request).volume(known.image_id)
-            _fits(asked, known)
-            audit: Audit = request.app.state.audit
-            audit.append(who, "model asked", image=known.image_id, model=asked.name)
-        labels = _segmented(asked, place, folder)
+            _asked(request, who, known, asked)
+        if asked is None:
+            labels, names = _clicked(place, said), {str(said.get("label") or "structure"): 1}
+        else:
+            labels = _segmented(asked, place, folder)
+            names = {name: value for value, name in asked.labels()[0].items()}
         if output == "dicom_seg":
             return _dicom_seg(request, asked, known, labels, folder)
         there = {int(value) for value in label_values(labels.voxels)}
-        names = {name: value for value, name in asked.labels()[0].items() if value in there}
+        names = {name: value for name, value in names.items() if value in there}
         told = json.dumps({"label_names": names})
         if output == "json":
             return Response(told, media_type="application/json")
@@ -139,8 +144,13 @@ def remove_session(session_id: str, who: Labeller, request: Request) -> dict[str
     return desk(request).session(who, session_id, ends=True).told(session_id)
 
 
-def described(model: ServedModel) -> dict[str, Any]:
-    """Return what a client needs to know of a model."""
+def described(model: ServedModel | None) -> dict[str, Any]:
+    """Return what a client needs to know of a model; None is the one that follows clicks."""
+    if model is None:
+        return {
+            "type": "deepgrow", "labels": [], "dimension": 3, "config": {},
+            "description": "one structure from clicks, without a model",
+        }  # fmt: skip
     known = model.declared
     words = [f"{known.modality}, class {known.product_class}", known.intended_use]
     return {
@@ -159,11 +169,38 @@ def _model(request: Request, name: str) -> ServedModel:
     return found
 
 
-def _fits(model: ServedModel, image: Image) -> None:
-    """Refuse an image of another modality than the model was declared for."""
-    wanted = model.declared.modality
+def _asked(request: Request, who: Token, image: Image, model: ServedModel | None) -> None:
+    """Refuse an image of another modality than the model was declared for; record the others."""
+    wanted = model.declared.modality if model else image.modality
     if image.modality not in ("", wanted):
         raise Refusal(409, "modality", f"image must be of {wanted}, got {image.modality}")
+    audit: Audit = request.app.state.audit
+    name = model.name if model else CLICK
+    audit.append(who, "model asked", image=image.image_id, model=name)
+
+
+def _clicked(image: Path, said: Mapping[str, Any]) -> Volume:
+    """The one structure that clicks point at: voxels (i, j, k) of the file, inside and outside.
+
+    Raises:
+        Refusal: 400, these are no clicks into the image.
+    """
+    from qinjing.tasks.click import Click, segment_click
+
+    clicks = []
+    for name in ("foreground", "background"):
+        points = said.get(name) or []
+        for point in points if isinstance(points, list) else [None]:
+            if not (isinstance(point, list) and [type(at) for at in point] == [int] * 3):
+                raise Refusal(400, "clicks", f"{name} must be a list of voxels [i, j, k]")
+            i, j, k = point
+            clicks.append(Click((k, j, i), name == "foreground"))
+    if len(clicks) > _MOST_CLICKS:
+        raise Refusal(400, "clicks", f"clicks must be {_MOST_CLICKS} or fewer")
+    volume = read_nifti(image)
+    with sent():
+        inside = segment_click(volume, clicks)
+    return Volume(inside.astype(np.uint8), volume.affine)
 
 
 def _segmented(model: ServedModel, image: Path, folder: Path) -> Volume:
@@ -183,14 +220,14 @@ def _segmented(model: ServedModel, image: Path, folder: Path) -> Volume:
 
 
 def _dicom_seg(
-    request: Request, model: ServedModel, image: Image | None, labels: Volume, folder: Path
+    request: Request, model: ServedModel | None, image: Image | None, labels: Volume, folder: Path
 ) -> Response:
     """The answer as DICOM SEG, beside the series that the image came from."""
     from qinjing.serve.looked import dicom_seg
 
     images = data.images_of(request)
-    if image is None or not image.study:
-        raise Refusal(409, "source", "image must come from a DICOM series, to be answered in one")
+    if model is None or image is None or not image.study:
+        raise Refusal(409, "source", "a model must answer, an image of a DICOM series")
     own = [one for one in images.segmentations(image.image_id, "model") if one.author == model.name]
     if not own and must_be_confirmed(model.product_class):
         raise Refusal(409, "source", "the model must have answered the study first")
