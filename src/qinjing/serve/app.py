@@ -103,7 +103,7 @@ def _add_oidc(app: FastAPI, config: OidcConfig) -> None:
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
     """The routes over a folder of studies; packages that only they need come with them."""
-    from qinjing.serve import annotation, clinic, labelling
+    from qinjing.serve import annotation, clicking, clinic, labelling
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
 
@@ -113,6 +113,7 @@ def _add_clinic(app: FastAPI, folder: Path) -> None:
     app.state.models = app.state.config.served
     app.include_router(clinic.router)
     app.include_router(annotation.router)
+    app.include_router(clicking.router)
     app.include_router(labelling.router)
 
 
