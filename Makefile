@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install --quiet
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: setup demo test test-slow lint docs clean
+.PHONY: setup demo test test-slow audit lint docs clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "  no CPU build at hand; taking the standard one (about 3 GB on Linux)"; $(PIP) "$(TORCH)"; }
 	@echo "setup 3/3: Qinjing and the tools of its tests"
 	@$(PIP) --editable '.[dev]'
+	@# The client class alone is tested against, unchanged; the package's own dependencies are not wanted.
+	@$(BIN)/python -m pip download --quiet --no-deps --dest "$(VENV)/clients" monailabel==0.8.5
 	@touch $@
 	@echo "done: $(BIN)/qinjing"
 
@@ -50,6 +52,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Known vulnerabilities in what is installed and bundled; asks PyPI's and npm's databases.
+audit: $(STAMP)
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --skip-editable
+	cd web && npm audit --omit=dev
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -23,8 +23,8 @@ from qinjing.errors import ConfigError
 from qinjing.physics.phantom import write_dataset
 from qinjing.serve.catalogue import Catalogue, open_catalogue
 from qinjing.serve.images import About
-from qinjing.serve.labelling_cases import Labelled, write_cases
-from qinjing.serve.labelling_train import Trainings
+from qinjing.serve.labelling.cases import Labelled, write_cases
+from qinjing.serve.labelling.train import Trainings
 from qinjing.tasks.consented import admitted
 from tests.serve.conftest import Service, say
 from tests.serve.monailabel import client_class

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from qinjing.data.consent import Store
-from qinjing.errors import ConfigError, InputError
+from qinjing.errors import InputError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
 from qinjing.serve.guard import REFUSALS, Guard, Refusal, fault
@@ -89,23 +89,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_oidc(app: FastAPI, config: OidcConfig) -> None:
-    """Signing in elsewhere; the package that reads what comes of it is needed for this alone."""
-    try:
-        from qinjing.serve import oidc
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "--oidc", "with PyJWT and httpx2", f"no package {error.name}",
-            advice="pip install 'qinjing[serve]'",
-        ) from None  # fmt: skip
+    """Signing in elsewhere; packages that only this needs come with it."""
+    from qinjing.serve import oidc
+
     app.state.oidc = oidc.Provider(config)
     app.include_router(oidc.router)
 
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
     """The routes over a folder of studies; packages that only they need come with them."""
-    from qinjing.serve import annotation, clicking, clinic, labelling
+    from qinjing.serve import annotation, clicking, clinic
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
+    from qinjing.serve.labelling import routes as labelling
 
     catalogue = open_catalogue(folder, app.state.config.catalogue)
     app.state.catalogue, app.state.images = catalogue, catalogue.images

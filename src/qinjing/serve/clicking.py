@@ -17,7 +17,7 @@ from qinjing.errors import InputError
 from qinjing.serve.clinic import GZIP, Id, needs, seen_image, sends
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Images
-from qinjing.serve.labelling_files import packed
+from qinjing.serve.labelling.files import packed
 from qinjing.serve.session import Who
 from qinjing.tasks.click import RADIUS_MM, Click, segment_click
 from qinjing.volume import Volume

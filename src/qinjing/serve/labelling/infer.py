@@ -26,14 +26,14 @@ from qinjing.data.nifti import read_nifti
 from qinjing.errors import InputError
 from qinjing.report.declared import ServedModel
 from qinjing.report.product_class import must_be_confirmed
-from qinjing.serve import labelling_data as data
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image
-from qinjing.serve.labelling_data import CLICK, Labeller
-from qinjing.serve.labelling_desk import desk, object_in, sent
-from qinjing.serve.labelling_files import encoded, packed, taken
+from qinjing.serve.labelling import data
+from qinjing.serve.labelling.data import CLICK, Labeller
+from qinjing.serve.labelling.desk import desk, object_in, sent
+from qinjing.serve.labelling.files import encoded, packed, taken
 from qinjing.volume import Volume
 
 router = APIRouter()

@@ -19,7 +19,7 @@ from fastapi import Request
 from qinjing.errors import InputError
 from qinjing.serve.auth import Token
 from qinjing.serve.guard import Refusal
-from qinjing.serve.labelling_train import Trainings
+from qinjing.serve.labelling.train import Trainings
 
 SESSION_S = 3600.0
 _MOST_SESSIONS = 10  # of one person; the oldest makes room

@@ -32,8 +32,8 @@ from qinjing.serve.auth import Token, Tokens
 from qinjing.serve.clinic import needs, seen_image
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import About, Image, Images, Segmentation
-from qinjing.serve.labelling_desk import desk
-from qinjing.serve.labelling_files import values_in
+from qinjing.serve.labelling.desk import desk
+from qinjing.serve.labelling.files import values_in
 from qinjing.serve.projects import Project, Projects
 
 TAGS = ("final", "original")

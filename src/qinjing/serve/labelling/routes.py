@@ -19,18 +19,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from qinjing.serve import labelling_data as data
-from qinjing.serve import labelling_infer, labelling_store, session
+from qinjing.serve import session
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.clinic import needs
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image, Segmentation
-from qinjing.serve.labelling_cases import Labelled, write_cases
-from qinjing.serve.labelling_data import Labeller, labeller
-from qinjing.serve.labelling_desk import Desk, desk, sent
-from qinjing.serve.labelling_train import MINUTES, TRAINER, Effort
+from qinjing.serve.labelling import data, infer, store
+from qinjing.serve.labelling.cases import Labelled, write_cases
+from qinjing.serve.labelling.data import Labeller, labeller
+from qinjing.serve.labelling.desk import Desk, desk, sent
+from qinjing.serve.labelling.train import MINUTES, TRAINER, Effort
 
 # What settles a label: the adjudicated one, else what readers agreed on, else one of theirs.
 _SETTLED = ("reader", "consensus", "final")
@@ -95,8 +95,8 @@ def valid_token(who: Labeller) -> dict[str, Any]:
 def info(who: Labeller, request: Request) -> dict[str, Any]:
     """Tell what can be done here: models, ways to the next image, training."""
     served = data.models_of(request)
-    models = {data.CLICK: labelling_infer.described(None)}
-    models |= {name: labelling_infer.described(model) for name, model in served.items()}
+    models = {data.CLICK: infer.described(None)}
+    models |= {name: infer.described(model) for name, model in served.items()}
     stats = desk(request).trainings.stats() if who.may("train") else {}
     effort = {"description": "qinjing train", "config": {"minutes": MINUTES, "steps": 0}}
     return {
@@ -108,7 +108,7 @@ def info(who: Labeller, request: Request) -> dict[str, Any]:
         "trainers": {TRAINER: effort} if who.may("train") else {},
         "strategies": {
             name: {"description": said, "config": {}}
-            for name, said in labelling_infer.STRATEGIES.items()
+            for name, said in infer.STRATEGIES.items()
             if served or name != "uncertainty"
         },
         "scoring": {},
@@ -177,8 +177,8 @@ def logs(
     return Response(page, media_type="text/html; charset=utf-8")
 
 
-router.include_router(labelling_infer.router)
-router.include_router(labelling_store.router)
+router.include_router(infer.router)
+router.include_router(store.router)
 
 
 def _train(who: Token, request: Request, params: Mapping[str, Any]) -> dict[str, Any]:

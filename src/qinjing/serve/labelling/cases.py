@@ -12,7 +12,7 @@ from pathlib import Path
 from qinjing.config import write_json
 from qinjing.data.layouts.patients import find_patient
 from qinjing.errors import ConfigError
-from qinjing.serve.labelling_files import renumbered
+from qinjing.serve.labelling.files import renumbered
 
 _MOST_LABELS = 255
 _BETWEEN = ".image."  # of a patient and his image, in a case's id

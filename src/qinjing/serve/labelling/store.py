@@ -16,15 +16,15 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from qinjing.data.layouts.discover import label_values
-from qinjing.serve import labelling_data as data
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
 from qinjing.serve.clinic import GZIP, needs
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Image
-from qinjing.serve.labelling_data import Labeller
-from qinjing.serve.labelling_desk import object_in, sent
-from qinjing.serve.labelling_files import labels_on, packed, segment_names, taken
+from qinjing.serve.labelling import data
+from qinjing.serve.labelling.data import Labeller
+from qinjing.serve.labelling.desk import object_in, sent
+from qinjing.serve.labelling.files import labels_on, packed, segment_names, taken
 from qinjing.serve.projects import Project
 from qinjing.volume import Volume
 
