@@ -51,6 +51,7 @@ export interface Segmentation {
   state: "draft" | "submitted" | "final";
   labels: Record<string, string>;
   product_class: string;
+  intended_use?: string; // as its model was declared
   made: string;
   may: string[];
   confirmed: null | { by: string; at: string };

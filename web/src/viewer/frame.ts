@@ -84,7 +84,7 @@ export class Frame {
     this.banner.className = `product ${kind}`;
     this.banner.replaceChildren(
       ...(shown ? [el("strong", {}, say.of("productClass", shown.product_class)), " "] : []),
-      `${say.of("products", kind)} ${say("productNot")}`);
+      [shown?.intended_use, say.of("products", kind), say("productNot")].filter(Boolean).join(" "));
   }
 
   close(): void {

@@ -2,7 +2,7 @@
 
 import { ask } from "../dialog";
 import * as rest from "../rest";
-import { $, button, el, may, say, sentence } from "../shared";
+import { $, button, day, el, may, personName, say, sentence } from "../shared";
 
 let projects: rest.Project[] = [];
 const opened = new Map<string, rest.OpenedProject>();
@@ -45,8 +45,8 @@ async function unfold(project: string): Promise<void> {
 function images(project: string): HTMLElement {
   const known = opened.get(project);
   if (!known) return el("p", { class: "hint" }, say("loading"));
-  return el("ul", { class: "cases" }, ...known.images.map((one) => el("li", {},
-    el("a", { href: `/annotate#${project}/${one.image}` }, one.name || one.image.slice(0, 8)),
+  return el("ul", { class: "cases" }, ...known.images.map((one, at) => el("li", {},
+    el("a", { href: `/annotate#${project}/${one.image}` }, `${at + 1}. ${one.name || one.image.slice(0, 8)}`),
     one.mine ? el("span", { class: `state ${one.mine}` }, say.of("drawnStates", one.mine)) : null,
     one.final ? el("span", { class: "state done" }, say.of("drawnStates", "final")) : null,
     one.submitted !== undefined
@@ -93,9 +93,11 @@ export function drawProjects(chosen: string[]): void {
 
 // A new project over the images of the studies that were ticked.
 async function begin(chosen: string[]): Promise<void> {
-  let found: rest.Image[];
+  let found: { image: rest.Image; of: string }[];
   try {
-    found = (await Promise.all(chosen.map(rest.study))).flatMap((one) => one.images);
+    const opened = await Promise.all(chosen.map(rest.study));
+    found = opened.flatMap((one) => one.images.map((image) => (
+      { image, of: [personName(one.patient_name), day(one.study_date)].filter(Boolean).join(", ") })));
   } catch (refusal) {
     fault = sentence(refusal);
     drawProjects(chosen);
@@ -117,11 +119,11 @@ async function begin(chosen: string[]): Promise<void> {
       field("projectKappa", "targetKappa", "", text("projectKappa", {
         type: "number", min: "0", max: "1", step: "0.01", value: "0.85",
       })),
-      el("fieldset", { class: "pickImages" }, el("legend", {}, say("images_")), ...found.map((one) => {
+      el("fieldset", { class: "pickImages" }, el("legend", {}, say("images_")), ...found.map(({ image: one, of }) => {
         const box = el("input", { type: "checkbox", name: "image", value: one.image });
         box.checked = true;
         return el("label", { class: "tick" }, box,
-          [one.name, one.modality, one.description].filter(Boolean).join(" · "));
+          [of, one.name, one.description].filter(Boolean).join(" · "));
       })),
     ],
     async act() {

@@ -98,6 +98,7 @@ async function verify() {
 function draw() {
   const { me } = state;
   $("desk").hidden = !me;
+  $("clinic").hidden = !me?.rights.includes("study.read");
   $("finder").hidden = !me?.may_see_all;
   $("desk").classList.toggle("alone", Boolean(me && !me.may_see_all));
   drawList();
