@@ -396,6 +396,34 @@ def test_regions_and_slices_between_are_as_scipy_has_them(clinic: Clinic, browse
     np.testing.assert_array_equal(_saved(clinic, browser, project), expected)
 
 
+def test_a_click_segments_and_one_outside_takes_back(clinic: Clinic, browser: Browser) -> None:
+    project = _project(clinic)
+    enter(browser, clinic, "annotator", "Dr. Chen", f"/annotate#{project}/{clinic.images[0]}")
+    browser.until("document.getElementById('tool-brush')")
+    browser.until("document.getElementById('place').textContent")
+    greys = np.asarray(nibabel.load(_volume(clinic)).dataobj)
+    said = "document.getElementById('said').textContent"
+    browser.press("c")
+    while greys[tuple(place(browser))] != -4:
+        browser.press("ArrowRight")
+    inside = tuple(place(browser))
+    browser.press(" ")
+    browser.until(f"/^\\d+ voxels drawn/.test({said})")
+    drawn = _saved(clinic, browser, project)
+    assert drawn[inside] == 1
+    truth = greys == -4
+    assert 2 * ((drawn == 1) & truth).sum() / ((drawn == 1).sum() + truth.sum()) > 0.8
+    # What is drawn already gives way to the answer to both clicks together.
+    while drawn[tuple(place(browser))] == 1:
+        browser.press("ArrowUp")
+    browser.press("ArrowDown")
+    outside, before = tuple(place(browser)), browser.run(said)
+    browser.press(" ", shift=True)
+    browser.until(f"/^\\d+ voxels drawn/.test({said}) && {said} !== '{before}'")
+    again = _saved(clinic, browser, project)
+    assert again[inside] == 1 and again[outside] == 0 and (again == 1).sum() < (drawn == 1).sum()
+
+
 def _volume(clinic: Clinic) -> Path:
     return Path(clinic.service.app.state.images.volume(clinic.images[0]))
 
