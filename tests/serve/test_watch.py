@@ -22,7 +22,7 @@ from pydicom.fileset import FileSet
 from qinjing.data.dicom.elements import parse
 from qinjing.errors import ConfigError
 from qinjing.serve.catalogue import Catalogue, open_catalogue
-from qinjing.serve.watch import Looked, Watched, is_whole, watch
+from qinjing.serve.watch import Looked, Watched, is_whole, watch, watching
 from tests.serve.dicom import content, instance
 
 
@@ -301,6 +301,19 @@ def test_the_folder_must_be_apart_from_ours(catalogue: Catalogue, tmp_path: Path
         Watched(catalogue, tmp_path / "file")
 
 
+def test_what_came_is_queued_once_it_is_complete(catalogue: Catalogue, drop: Path) -> None:
+    (drop / "one").mkdir(parents=True)
+    for number in range(2):
+        (drop / "one" / f"{number}.dcm").write_bytes(content(instance(1, number)))
+    with watching(Watched(catalogue, drop, quiet_s=0.05), ("show",)):
+        until = time.monotonic() + 30
+        while not catalogue.queue.of():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    (job,) = catalogue.queue.of()
+    assert (job.kind, job.revision) == ("show", 2)
+
+
 def test_the_loop_tells_of_what_came_and_no_names(
     catalogue: Catalogue, drop: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +325,7 @@ def test_the_loop_tells_of_what_came_and_no_names(
         said.append(looked)
         ended.set()
 
-    watch(watched, ended, 0.01, tell)
+    watch(watched, ended, ("show",), 0.01, tell)
     assert said == [Looked(1, 0)]
     for word in ("Canary", "MRN", instance(1, 0).StudyInstanceUID):
         assert word not in caplog.text

@@ -39,6 +39,7 @@ from qinjing.cli.join import (
 from qinjing.cli.judge import Ablate, Compare
 from qinjing.cli.learn import LabelCurve, Pretrain, Probe, Select
 from qinjing.cli.model import Plan, Predict, Train
+from qinjing.cli.network import ServeFetch, ServeWorklist
 from qinjing.cli.node import ServeNode, ServeWork
 from qinjing.cli.record import files_of, output_argument, progress, record, refused
 from qinjing.cli.report_case import ReportCase
@@ -310,6 +311,8 @@ COMMANDS: dict[str, type[Command]] = {
     "serve declare": ServeDeclare,
     "serve node": ServeNode,
     "serve work": ServeWork,
+    "serve fetch": ServeFetch,
+    "serve worklist": ServeWorklist,
     "serve token": ServeToken,
     "serve tokens": ServeTokens,
     "serve revoke": ServeRevoke,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qinjing.cli.arguments import Command, argument, at_least
 from qinjing.cli.serve import (
+    CA,
     CALLERS,
     CATALOGUE,
     HOST,
+    LOGIN,
     MODELS,
     PORT,
     SEND_TO,
     TLS_CA,
     TLS_CERT,
     TLS_KEY,
+    WATCH,
+    destination,
+    say,
+    watching,
 )
 from qinjing.errors import ConfigError
 
@@ -29,17 +35,17 @@ if TYPE_CHECKING:
 
 KINDS = ("deidentify", "show", "predict", "release")  # as serve.work has them, not light
 
-_FOLDER = argument("-o", "--folder", metavar="FOLDER", help="where studies are kept")
-_DO = argument("--do", metavar="WORK", choices=KINDS, help=f"of {', '.join(KINDS)}")
+FOLDER = argument("-o", "--folder", metavar="FOLDER", help="where studies are kept")
+DO = argument("--do", metavar="WORK", choices=KINDS, help=f"of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True)
 class ServeNode(Command):
     """Take studies in by DICOM's C-STORE, until Ctrl-C."""
 
-    folder: Path = field(metadata=_FOLDER)
+    folder: Path = field(metadata=FOLDER)
     catalogue: str | None = field(default=None, metadata=CATALOGUE)
-    work: tuple[str, ...] = field(default=(), metadata=_DO)
+    work: tuple[str, ...] = field(default=(), metadata=DO)
     ae_title: str = field(
         default="QINJING", metadata=argument("--ae-title", metavar="AET", help="what it is called")
     )
@@ -68,18 +74,22 @@ class ServeNode(Command):
         metadata=TLS_KEY,
     )
     tls_ca: Path | None = field(default=None, metadata=TLS_CA)
+    watch: Path | None = field(default=None, metadata=WATCH)
 
     def run(self) -> dict[str, Any]:
         """Listen until stopped."""
-        catalogue = _open(self.folder, self.catalogue)
+        catalogue = opened(self.folder, self.catalogue)
         from qinjing.serve.node import NodeConfig, node
 
         config = NodeConfig(
             self.ae_title, self.host, self.port, self.callers, self.tls_cert, self.tls_key,
             self.tls_ca, self.quiet_s, self.work,
         )  # fmt: skip
-        with node(config, catalogue) as (host, port):
-            _tell(f"listening as {self.ae_title} on {host}:{port}; stop with Ctrl-C")
+        with ExitStack() as beside:
+            host, port = beside.enter_context(node(config, catalogue))
+            if self.watch is not None:
+                beside.enter_context(watching(catalogue, self.watch, self.work, self.quiet_s))
+            say(f"listening as {self.ae_title} on {host}:{port}; stop with Ctrl-C")
             threading.Event().wait()
         return {"stopped": True}
 
@@ -96,8 +106,8 @@ class ServeNode(Command):
 class ServeWork(Command):
     """Work on complete studies, until Ctrl-C; as many of these as you like."""
 
-    folder: Path = field(metadata=_FOLDER)
-    work: tuple[str, ...] = field(metadata=_DO)
+    folder: Path = field(metadata=FOLDER)
+    work: tuple[str, ...] = field(metadata=DO)
     catalogue: str | None = field(default=None, metadata=CATALOGUE)
     secret: Path | None = field(
         default=None,
@@ -109,13 +119,14 @@ class ServeWork(Command):
     )
     models: tuple[Path, ...] = field(default=(), metadata=MODELS)
     send_to: str | None = field(default=None, metadata=SEND_TO)
+    login: Path | None = field(default=None, metadata=LOGIN)
+    ca: Path | None = field(default=None, metadata=CA)
 
     def run(self) -> dict[str, Any]:
         """Work until stopped."""
-        catalogue = _open(self.folder, self.catalogue)
+        catalogue = opened(self.folder, self.catalogue)
         from qinjing.data.dicom.deidentify_files import read_secret
         from qinjing.report.declared import served
-        from qinjing.serve.send import Destination
         from qinjing.serve.work import WorkConfig, work
 
         config = WorkConfig(
@@ -123,9 +134,9 @@ class ServeWork(Command):
             read_secret(self.secret)[0] if self.secret else None,
             self.keep,
             tuple(served(run) for run in self.models),
-            Destination.parse(self.send_to) if self.send_to else None,
+            destination(self.send_to, self.login, self.ca),
         )
-        _tell("waiting for complete studies; stop with Ctrl-C")
+        say("waiting for complete studies; stop with Ctrl-C")
         work(catalogue, config, threading.Event(), _became)
         return {"stopped": True}
 
@@ -138,7 +149,12 @@ class ServeWork(Command):
         return "a job that was not finished will be taken up again"
 
 
-def _open(folder: Path, url: str | None) -> Catalogue:
+def opened(folder: Path, url: str | None) -> Catalogue:
+    """Open the catalogue in a folder.
+
+    Raises:
+        ConfigError: it cannot be opened, or a package is missing.
+    """
     try:
         from qinjing.serve.catalogue import open_catalogue
     except ModuleNotFoundError as error:
@@ -151,10 +167,6 @@ def _open(folder: Path, url: str | None) -> Catalogue:
     return open_catalogue(folder, url)
 
 
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
-
-
 def _became(job: Job, became: str) -> None:
     """A line a job, which names no patient and no study."""
-    _tell(f"job {job.job_id}, {job.kind}: {became}")
+    say(f"job {job.job_id}, {job.kind}: {became}")

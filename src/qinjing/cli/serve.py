@@ -16,9 +16,11 @@ from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
     from qinjing.serve.auth import Tokens
+    from qinjing.serve.catalogue import Catalogue
     from qinjing.serve.node import NodeConfig
+    from qinjing.serve.oidc import OidcConfig
+    from qinjing.serve.send import Place
     from qinjing.serve.settings import ServeConfig
-    from qinjing.serve.work import WorkConfig
 
 ROLES = ("ethics", "reader", "patient", "annotator", "admin")  # as serve.auth
 
@@ -41,8 +43,18 @@ MODELS = argument(
     "-m", "--model", metavar="RUN", there=True, help="that were declared (`serve declare`)"
 )
 TLS_CA = argument("--tls-ca", metavar="PEM", there=True, help="that signed the callers' by DICOM")
-CALLERS = argument("--callers", metavar="AET", help="who may call; all of this machine")
-SEND_TO = argument("--send-to", metavar="AET@HOST:PORT", help="results too, by C-STORE")
+CALLERS = argument(
+    "--callers", metavar="AET",
+    help="who may call; AET@HOST:PORT where reports of storage commitment go",
+)  # fmt: skip
+SEND_TO = argument(
+    "--send-to", metavar="PLACE", help="results too: AET@HOST:PORT, https://… (STOW-RS), a folder"
+)
+LOGIN = argument(
+    "--login", metavar="FILE", there=True, help="bearer token or user:password, for https://…"
+)
+CA = argument("--ca", metavar="PEM", there=True, help="that signed the certificate of https://…")
+WATCH = argument("--watch", metavar="FOLDER", help="take in DICOM files and zips dropped there")
 _TOKENS = argument(
     "--tokens", metavar="FILE", help="of the tokens, instead of the one beside the store"
 )
@@ -82,7 +94,16 @@ class Serve(Command):
     )  # fmt: skip
     tls_ca: Path | None = field(default=None, metadata=TLS_CA)
     callers: tuple[str, ...] = field(default=(), metadata=CALLERS)
+    watch: Path | None = field(default=None, metadata=WATCH)
     send_to: str | None = field(default=None, metadata=SEND_TO)
+    login: Path | None = field(default=None, metadata=LOGIN)
+    ca: Path | None = field(default=None, metadata=CA)
+    oidc: Path | None = field(
+        default=None,
+        metadata=argument(
+            "--oidc", metavar="FILE", there=True, help="JSON: a provider where people sign in too"
+        ),
+    )
     models: tuple[Path, ...] = field(
         default=(),
         metadata=argument(
@@ -102,36 +123,33 @@ class Serve(Command):
         from qinjing.report.declared import served
         from qinjing.serve.settings import ServeConfig
 
-        models = tuple(served(run) for run in self.served)
         config = ServeConfig(
             consents=self.consents,
             folder=self.folder,
             catalogue=self.catalogue,
-            served=models,
+            served=tuple(served(run) for run in self.served),
             tokens=self.tokens,
             host=self.host,
             port=self.port,
             tls_cert=self.tls_cert,
             tls_key=self.tls_key,
+            oidc=_read_oidc(self.oidc) if self.oidc else None,
             models=self.models,
             datasets=self.datasets,
         )
+        kinds = ("predict",) if config.served else ("show",)
         with ExitStack() as beside:
-            if self.dicom_port is not None:
+            if self.dicom_port is not None or self.watch is not None:
                 from qinjing.serve.node import NodeConfig
-                from qinjing.serve.send import Destination
-                from qinjing.serve.work import WorkConfig
 
-                kinds = ("predict",) if models else ("show",)
-                node = NodeConfig(
-                    host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
-                    tls_cert=self.tls_cert, tls_key=self.tls_key, tls_ca=self.tls_ca,
-                )  # fmt: skip
-                destination = Destination.parse(self.send_to) if self.send_to else None
-                work = WorkConfig(
-                    ("show", "release", *kinds), models=models, destination=destination
-                )
-                beside.enter_context(_taking_in(config, node, work))
+                node = None
+                if self.dicom_port is not None:
+                    node = NodeConfig(
+                        host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
+                        tls_cert=self.tls_cert, tls_key=self.tls_key, tls_ca=self.tls_ca,
+                    )  # fmt: skip
+                place = destination(self.send_to, self.login, self.ca)
+                beside.enter_context(_taking_in(config, kinds, node, self.watch, place))
             listen(config, _tell)
         return {"stopped": True}
 
@@ -230,24 +248,60 @@ class ServeRevoke(Command):
 
 
 @contextmanager
-def _taking_in(config: ServeConfig, said: NodeConfig, doing: WorkConfig) -> Iterator[None]:
-    """A node and a worker in this process while the block runs."""
+def _taking_in(
+    config: ServeConfig,
+    kinds: tuple[str, ...],
+    said: NodeConfig | None,
+    dropped: Path | None,
+    place: Place | None,
+) -> Iterator[None]:
+    """A node, a watched folder, and a worker in this process while the block runs."""
     from qinjing.serve.catalogue import open_catalogue
     from qinjing.serve.node import node
-    from qinjing.serve.work import work
+    from qinjing.serve.work import WorkConfig, work
 
     if config.folder is None:
         raise ConfigError("--folder", "given, where studies are taken in", "none")
+    doing = WorkConfig(("show", "release", *kinds), models=config.served, destination=place)
     catalogue, ended = open_catalogue(config.folder, config.catalogue), threading.Event()
     worker = threading.Thread(target=work, args=(catalogue, doing, ended), daemon=True)
-    with node(said, catalogue) as (host, port):
-        _say(f"listening as {said.ae_title} on {host}:{port}")
+    with ExitStack() as beside:
+        if said is not None:
+            host, port = beside.enter_context(node(said, catalogue))
+            say(f"listening as {said.ae_title} on {host}:{port}")
+        if dropped is not None:
+            beside.enter_context(watching(catalogue, dropped, kinds))
         worker.start()
         try:
             yield
         finally:
             ended.set()
             worker.join()
+
+
+def destination(send_to: str | None, login: Path | None, ca: Path | None) -> Place | None:
+    """Return where results go.
+
+    Raises:
+        ConfigError: nobody could send anything there.
+    """
+    from qinjing.serve.send import Destination
+
+    return Destination.parse(send_to, login=login, ca=ca) if send_to else None
+
+
+@contextmanager
+def watching(
+    catalogue: Catalogue, folder: Path, kinds: tuple[str, ...], quiet_s: float = 5.0
+) -> Iterator[None]:
+    """A watched folder while the block runs, which says how many files came."""
+    from qinjing.serve import watch
+
+    watched = watch.Watched(catalogue, folder, quiet_s)
+    say(f"watching {folder}")
+    counted = "{0.taken} files were taken, {0.refused} refused".format
+    with watch.watching(watched, kinds, lambda looked: say(counted(looked))):
+        yield
 
 
 def _open(consents: str | None, tokens: Path | None, folder: Path | None) -> Tokens:
@@ -277,21 +331,35 @@ def _warn_of_unknown(patient_id: str, consents: str | None) -> None:
 
 
 def _listen() -> Any:
-    try:
+    with _packages("FastAPI and uvicorn"):
         from qinjing.serve.listen import listen
+    return listen
+
+
+def _read_oidc(file: Path) -> OidcConfig:
+    with _packages("PyJWT and httpx2"):
+        from qinjing.serve.oidc import read_oidc
+    return read_oidc(file)
+
+
+@contextmanager
+def _packages(names: str) -> Iterator[None]:
+    """Say it where a package is missing that the imports in the block need."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "qinjing":
             raise
         raise ConfigError(
-            "service", "run with FastAPI and uvicorn", f"no package {error.name}",
+            "service", f"run with {names}", f"no package {error.name}",
             advice="pip install 'qinjing[serve]'",
         ) from None  # fmt: skip
-    return listen
 
 
 def _tell(address: str) -> None:
-    _say(f"serving {address}; stop with Ctrl-C")
+    say(f"serving {address}; stop with Ctrl-C")
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
+    """Tell a person, beside the result."""
     print(words, file=sys.stderr, flush=True)

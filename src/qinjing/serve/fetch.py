@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from qinjing.errors import FormatError
+from qinjing.errors import ConfigError, FormatError, QinjingError
 from qinjing.serve.catalogue import Catalogue
-from qinjing.serve.dicomweb import retrieve
+from qinjing.serve.dicomweb import Found, retrieve
 from qinjing.serve.node import described
 from qinjing.serve.peer import Caller
 
@@ -62,6 +64,43 @@ def fetch(caller: Caller, catalogue: Catalogue, study: str, series: str = "") ->
     if not fetched.kept and not fetched.known:
         raise FormatError("study", "of at least one sound instance", "none", where=caller.peer.name)
     return fetched
+
+
+def fetch_all(
+    caller: Caller, catalogue: Catalogue, found: Iterable[Found], kinds: Collection[str]
+) -> dict[str, Any]:
+    """Fetch studies and put them in the queue; one that does not come holds up no other.
+
+    Args:
+        caller: of the PACS's root of DICOMweb.
+        catalogue: where they go.
+        found: which.
+        kinds: of jobs, for each study.
+
+    Returns:
+        studies: how many came; new, known: instances; queued: jobs; refused: a sentence each.
+
+    Raises:
+        QinjingError: the PACS stops answering while it is searched.
+        OSError: the disk takes no more.
+    """
+    counts, refused = {"studies": 0, "new": 0, "known": 0, "queued": 0}, []
+    for number, one in enumerate(found, start=1):
+        try:
+            fetched = fetch(caller, catalogue, one.study_instance_uid)
+        except ConfigError:
+            raise
+        except QinjingError as error:
+            refused.append(f"study {number}: {error}")
+            continue
+        if fetched.refused:
+            refused.append(f"study {number}: {fetched.refused} instances that are not sound")
+        counts["studies"] += 1
+        counts["new"] += fetched.kept
+        counts["known"] += fetched.known
+        study = catalogue.study(one.study_instance_uid)
+        counts["queued"] += catalogue.again(study, kinds) if study and kinds else 0
+    return {**counts, "refused": refused}
 
 
 def take(content: bytes, catalogue: Catalogue, new: set[str], study: str = "") -> str | None:

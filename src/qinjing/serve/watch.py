@@ -13,7 +13,8 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,14 @@ class Watched:
                     counts[became] += 1
         self._sweep()
         return Looked(counts[TAKEN], counts[REFUSED])
+
+    def queue(self, kinds: Collection[str]) -> None:
+        """Put studies that have gone quiet into the queue.
+
+        Raises:
+            ConfigError: the database is away.
+        """
+        self._catalogue.queue_quiet(self._quiet_s, kinds)
 
     def _files(self) -> Iterator[tuple[Path, tuple[int, int, int]]]:
         """Each file that waits, and what changes when it does."""
@@ -202,26 +211,45 @@ class Watched:
 def watch(
     watched: Watched,
     ended: threading.Event,
+    kinds: Collection[str] = (),
     idle_s: float = 1.0,
     tell: Callable[[Looked], object] = lambda _: None,
 ) -> None:
-    """Look again and again until the event is set.
+    """Look again and again until the event is set, and queue the studies that have gone quiet.
 
     Args:
         watched: the folder.
         ended: set it to stop.
+        kinds: of jobs that a complete study gets.
         idle_s: seconds between two looks.
         tell: told of each look in which something came.
     """
     while not ended.wait(idle_s):
         try:
             looked = watched.look()
+            watched.queue(kinds)
         except (OSError, ConfigError) as error:  # files wait until there is room again
             said = error.strerror if isinstance(error, OSError) else str(error)
             LOG.error("dropped files could not be taken: %s", said)
             continue
         if looked.taken or looked.refused:
             tell(looked)
+
+
+@contextmanager
+def watching(
+    watched: Watched, kinds: Collection[str], tell: Callable[[Looked], object] = lambda _: None
+) -> Iterator[None]:
+    """Watch in a thread of its own while the block runs; see `watch`."""
+    ended = threading.Event()
+    options = {"kinds": kinds, "tell": tell}
+    thread = threading.Thread(target=watch, args=(watched, ended), kwargs=options, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_whole(found: Elements, content: bytes) -> bool:
