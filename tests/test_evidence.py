@@ -25,6 +25,7 @@ from qinjing.evidence.digests import HEAD, RECORD
 from qinjing.evidence.envelope import (
     HEAD_PAYLOAD,
     STATEMENT_PAYLOAD,
+    load_private_key,
     pre_authentication,
     public_text,
     seal,
@@ -354,6 +355,53 @@ def test_a_kill_between_line_and_head_is_no_fault(run: Path) -> None:
     assert not result.faults and "one line behind" in result.notes[0]
     evidence.append(run, "fourth", {}, [], {})
     assert evidence.verify(run).notes == ()
+
+
+def test_a_long_record_costs_an_append_no_more_than_a_short_one(
+    tmp_path: Path, own_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence.append(tmp_path, "first", {}, [], {})
+    key = load_private_key(own_key)
+    content, read, read_all = statement(tmp_path), os.pread, Path.read_bytes
+    cost = [0]
+
+    def counted(file: int, size: int, start: int) -> bytes:
+        cost[-1] += size
+        return read(file, size, start)
+
+    def counted_all(path: Path) -> bytes:
+        cost[-1] += path.stat().st_size * (path.parent == tmp_path)
+        return read_all(path)
+
+    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(Path, "read_bytes", counted_all)
+    lines = [(tmp_path / RECORD).read_bytes()[:-1]]
+    for much in (100, 2000):
+        while len(lines) < much:
+            content["predicate"] |= {"index": len(lines), "previous": sha256(lines[-1])}
+            lines.append(seal(key, STATEMENT_PAYLOAD, content))
+        (tmp_path / RECORD).write_bytes(b"".join(line + b"\n" for line in lines))
+        write_head(tmp_path, key, len(lines), sha256(lines[-1]))
+        cost.append(0)
+        evidence.append(tmp_path, "one more", {}, [], {})
+        lines.append(read_all(tmp_path / RECORD).splitlines()[-1])
+    assert 1000 < cost[2] <= cost[1] + 10 < 100_000  # the head's count has more digits
+    monkeypatch.undo()
+    monkeypatch.setenv("QINJING_EVIDENCE_KEY", str(own_key))
+    found = evidence.verify(tmp_path)
+    assert not found.faults and len(found.statements) == 2001
+
+
+@pytest.mark.parametrize("long", [10, 40_000, 200_000])
+def test_a_torn_line_of_any_length_is_cut(run: Path, long: int) -> None:
+    """The end is read by blocks, and a line may lie across some of them."""
+    evidence.append(run, "long", {}, [], {"note": "x" * long})
+    with (run / RECORD).open("ab") as file:
+        file.write(b"{" * long)
+    evidence.append(run, "go on", {}, [], {})
+    assert statement(run)["predicate"]["index"] == 3
+    assert statement(run)["predicate"]["cut"]["bytes"] == long
+    assert not evidence.verify(run).faults
 
 
 def append_many(folder: str, start: int) -> None:

@@ -25,6 +25,7 @@ from qinjing.evidence.digests import (
     manifest,
 )
 from qinjing.evidence.envelope import (
+    HEAD_PAYLOAD,
     STATEMENT_PAYLOAD,
     canonical,
     load_private_key,
@@ -32,11 +33,13 @@ from qinjing.evidence.envelope import (
     public_text,
     seal,
     sha256,
+    unseal,
 )
 from qinjing.evidence.head import check_head, write_head
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:qinjing:evidence:v1"
+_BLOCK = 32 * 1024  # some twenty lines
 
 
 def append(
@@ -53,7 +56,8 @@ def append(
     """Append one signed statement to the record of `folder`, after the work.
 
     Safe with other processes appending at the same time, and with being killed: a torn last line
-    is cut off by the next append, which records what it cut.
+    is cut off by the next append, which records what it cut. However long the record is, only its
+    end is read: what was altered before that is for `verify` to find.
 
     Args:
         folder: where the record lies; made if missing.
@@ -70,7 +74,8 @@ def append(
 
     Raises:
         EvidenceError: an input changed during the work, an output is missing or lies outside
-            `folder`, the key or the record cannot be used, or the record was altered or cut.
+            `folder`, the key or the record cannot be used, or the record does not end as its head
+            says.
     """
     folder = Path(folder)
     signer = load_private_key(key)
@@ -148,12 +153,32 @@ def _outputs(folder: Path, outputs: Iterable[str | Path]) -> dict[str, str]:
     return described
 
 
+def last_line(record: int) -> tuple[bytes | None, bytes]:
+    """Return the last whole line without its line feed, None where there is none, and a torn tail.
+
+    Args:
+        record: a descriptor of the file, which is read from its end, no further than it must.
+    """
+    at, block, end = os.fstat(record).st_size, _BLOCK, b""
+    while at and end.count(b"\n") < 2:
+        start = max(0, at - block)
+        end = os.pread(record, at - start, start) + end
+        at, block = start, 2 * block
+    *lines, torn = end.split(b"\n")
+    return lines[-1] if lines else None, torn
+
+
 def _end_of(folder: Path, record: int) -> tuple[int, str | None, bytes]:
     """Return the number of whole lines, the last one's digest, and a torn tail.
 
     Raises:
-        EvidenceError: the record holds less than its head says: appending would hide the loss.
+        EvidenceError: the record does not end as its head says: appending would hide the loss.
     """
+    last, torn = last_line(record)
+    count = _counted(folder, last) if last is not None else None
+    if last is not None and count is not None:
+        return count, sha256(last), torn
+    # A kill left the head one line behind, or something does not fit: then all of it is looked at.
     *lines, torn = os.pread(record, os.fstat(record).st_size, 0).split(b"\n")
     # Only an append that was killed before it wrote anything leaves an empty record alone.
     if lines or torn or (folder / HEAD).exists():
@@ -166,6 +191,19 @@ def _end_of(folder: Path, record: int) -> tuple[int, str | None, bytes]:
                 "anew",
             ) from None  # fmt: skip
     return len(lines), sha256(lines[-1]) if lines else None, torn
+
+
+def _counted(folder: Path, last: bytes) -> int | None:
+    """How many lines the head counts, where it is of this last line and by its key; else None."""
+    try:
+        sealed = (folder / HEAD).read_bytes()
+        head, key_id = unseal(sealed[:-1], HEAD_PAYLOAD)
+        line, signed_by = unseal(last, STATEMENT_PAYLOAD)
+        count: int = head["count"]
+        names = sealed[-1:] == b"\n" and head["last"] == sha256(last) and key_id == signed_by
+        return count if names and line["predicate"]["index"] == count - 1 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(descriptor: int, content: bytes) -> None:
