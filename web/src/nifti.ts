@@ -23,11 +23,41 @@ export interface Nifti {
   affine: number[][]; // three rows of four: (i, j, k, 1) → RAS in mm
 }
 
-// Unzips an answer while it still comes in.
+// Unzips an answer while it still comes in, into one piece of the size that its header tells.
 export async function unzipped(answer: Response): Promise<ArrayBuffer> {
-  if (!answer.body) return new ArrayBuffer(0);
-  const stream = answer.body.pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).arrayBuffer();
+  const stream = answer.body!.pipeThrough(new DecompressionStream("gzip"));
+  const reader = stream.getReader();
+  let into = new Uint8Array(1 << 16);
+  let size = 0;
+  let told = false;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return size === into.length ? into.buffer : into.slice(0, size).buffer;
+    if (size + value.length > into.length) {
+      into = grown(into, size, Math.max(size + value.length, told ? 2 * into.length : 0));
+    }
+    into.set(value, size);
+    size += value.length;
+    if (!told && size >= HEADER + 4) {
+      told = true;
+      into = grown(into, size, Math.max(size, sizeOf(new DataView(into.buffer))));
+    }
+  }
+}
+
+function grown(from: Uint8Array<ArrayBuffer>, used: number, to: number): Uint8Array<ArrayBuffer> {
+  const into = new Uint8Array(to);
+  into.set(from.subarray(0, used));
+  return into;
+}
+
+// Bytes of a file by its header; 0 where that is none of ours, or tells more than there can be.
+function sizeOf(view: DataView): number {
+  const little = view.getInt32(0, true) === HEADER;
+  const shape = [0, 1, 2, 3].map((at) => Math.max(1, view.getInt16(42 + 2 * at, little)));
+  const size = shape.reduce((all, one) => all * one, view.getInt16(72, little) / 8)
+    + view.getFloat32(108, little);
+  return Number.isInteger(size) && size < 2 ** 31 ? size : 0;
 }
 
 export function read(file: ArrayBuffer): Nifti {
