@@ -155,7 +155,7 @@ class Commitment:
             LOG.warning("a request of storage commitment was refused: %s", type(error).__name__)
             self._done()
             return _BAD_ARGUMENT, None
-        address = self._addresses.get(str(event.assoc.requestor.ae_title).strip())
+        address = self._addresses.get(str(event.assoc.remote["ae_title"]).strip())
         association = event.assoc
         self._threads.submit(
             self._deliver, (lambda: self._anew(report, address)) if address else
