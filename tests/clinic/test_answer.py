@@ -18,7 +18,7 @@ for package in ("highdicom", "pynetdicom", "sqlalchemy", "fpdf", "dicomweb_clien
 from qinjing.data.dicom.read import read_dicom  # noqa: E402
 from qinjing.data.dicom.read_seg import read_seg  # noqa: E402
 from qinjing.data.nifti import read_nifti  # noqa: E402
-from qinjing.errors import ConfigError, InputError  # noqa: E402
+from qinjing.errors import ConfigError  # noqa: E402
 from qinjing.evidence import verify  # noqa: E402
 from qinjing.report.declared import ServedModel, declare, served  # noqa: E402
 from qinjing.serve.answer import answer  # noqa: E402
@@ -82,11 +82,10 @@ def test_a_second_attempt_gives_the_same_instances(run: Path, study: Path, tmp_p
     assert not set(other) & set(uids[0])
 
 
-def test_a_study_without_a_fitting_series_fails_with_the_reason(
+def test_a_study_without_a_fitting_series_is_left_alone(
     run: Path, study: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="a series of MR with 8 slices or more, got none"):
-        answer(study, model_of(run, "tool", modality="MR"), tmp_path / "out")
+    assert answer(study, model_of(run, "tool", modality="MR"), tmp_path / "out") == ([], [])
 
 
 def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
         model_of(run, "diagnosis", limits=())
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    with pytest.raises(ConfigError, match="serve declare -m run --class tool"):
+    with pytest.raises(ConfigError, match="serve declare -m .*run --class tool"):
         served(copy)
     said = model_of(run, "tool").declared
     declare(copy, said)
@@ -107,5 +106,5 @@ def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
 
 
 def _uids(answers: Any) -> list[str]:
-    files = [file for one in answers for file in one.files]
+    files = [file for one in answers[0] for file in one.files]
     return [str(pydicom.dcmread(file).SOPInstanceUID) for file in files]

@@ -117,9 +117,15 @@ class ExportDicom(Command):
 
         from qinjing import evidence
         from qinjing.export.dicom import maker_of, place, write_objects
+        from qinjing.report.declared import declared_of
         from qinjing.report.findings import apart, findings_of
         from qinjing.report.measure import measure
+        from qinjing.report.product_class import require
 
+        # The class is asked before anything is read: what it may not say is not measured.
+        model = declared_of(self.model) if self.model and "sr" in self.forms else None
+        if model is not None:
+            require("measurement", model.product_class)
         inputs: dict[str, Path] = {"segmentation": self.segmentation, "source": self.source}
         if self.labels:
             inputs["labels"] = self.labels
