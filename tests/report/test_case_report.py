@@ -214,13 +214,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
              str(tmp_path / "now.nii.gz"), "--labels", str(tmp_path / "labels.json"), "--json",
              "--header", "Patient=Jane Doe"]  # fmt: skip
     before = ["--before", str(tmp_path / "before.nii.gz")]
-    assert main([*words, *before, "-o", str(tmp_path / "out"), "--units", "HU"]) == 0
+    told = [*words, *before, "--class", "analysis", "--units", "HU"]
+    assert main([*told, "-o", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == 2
     assert "grown" in page(tmp_path / "out")[0] and "Jane Doe" in page(tmp_path / "out")[0]
     assert not evidence.verify(tmp_path / "out").faults
     assert "Jane" not in (tmp_path / "out" / "evidence.jsonl").read_text()
-    assert main([*words, "-o", str(tmp_path / "tool"), "--class", "tool"]) == 0
+    assert main([*words, "-o", str(tmp_path / "tool")]) == 0  # who says no class gets no figure
     assert "ml" not in page(tmp_path / "tool")[0].split()
-    assert main([*words, *before, "-o", str(tmp_path / "no"), "--class", "tool"]) == 2
+    assert main([*words, *before, "-o", str(tmp_path / "no")]) == 2
     assert "needs the class analysis" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -54,11 +54,12 @@ class ReportCase(Command):
         ),
     )  # fmt: skip
     product_class: str = field(
-        default="analysis",
+        default="tool",
         metadata=argument(
-            "--class", choices=CLASSES, help="what the model is declared for: what may be said"
+            "--class", choices=CLASSES,
+            help="what the model is declared for: a tool says no figure, an analysis measures",
         ),
-    )
+    )  # fmt: skip
     confidence: Path | None = field(
         default=None,
         metadata=argument(
