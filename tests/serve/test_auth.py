@@ -15,7 +15,7 @@ import pytest
 
 from qinjing.cli import serve as cli_serve
 from qinjing.errors import ConfigError, FormatError
-from qinjing.serve.auth import RIGHTS, ROLES, Right, Role, Sessions, Throttle, Tokens
+from qinjing.serve.auth import RIGHTS, ROLES, Right, Role, Sessions, Throttle, Tokens, person_of
 from qinjing.serve.settings import ServeConfig, tokens_file
 
 
@@ -108,6 +108,50 @@ def test_tokens_of_one_name_are_one_person(tokens: Tokens) -> None:
     made = [tokens.make("reader", name=name)[0] for name in ("Dr. Li", "Dr. Li", "", "")]
     assert made[0].person == made[1].person == "Dr. Li"
     assert len({one.person for one in made}) == 3
+
+
+def test_a_person_is_written_in_one_way(tokens: Tokens) -> None:
+    # UAX 15: e and U+0301 compose to U+00E9; so do Hangul letters to U+AC00.
+    assert person_of("  Rene\u0301 ") == "Ren\u00e9" and person_of("\u1100\u1161") == "\uac00"
+    assert person_of("秦 越人") == "秦 越人" and person_of("Token") == "Token"
+    assert person_of("a" * 64) == "a" * 64
+    decomposed, composed = (
+        tokens.make("reader", name=one)[0] for one in (" Rene\u0301", "Ren\u00e9")
+    )
+    assert decomposed.person == composed.person == "Ren\u00e9"
+    assert tokens.all()[decomposed.token_id].name == "Ren\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "printable"),
+        (" \t", "printable"),
+        ("a\nb", "printable"),
+        ("a\u202eb", "printable"),  # what follows reads backwards
+        ("a\u200bb", "printable"),  # of no width
+        ("Li\\Wei", "without"),
+        ("Li^Wei", "without"),
+        ("Li=Wei", "without"),
+        ("token 1a2b3c4d", "another than"),
+        (" TOKEN 1a2b3c4d", "another than"),
+        ("a" * 65, "printable text of 1 to 64"),
+    ],
+)
+def test_who_is_no_person(tokens: Tokens, text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        person_of(text)
+    if text:
+        with pytest.raises(ConfigError, match=f"--name must be {reason}"):
+            tokens.make("reader", name=text)
+    assert not tokens.path.exists()
+
+
+def test_where_no_file_can_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "tokens.jsonl", Path("/proc/none/tokens.jsonl")):
+        with pytest.raises(ConfigError, match="tokens must be a file that can be written"):
+            Tokens(place).make("reader")
 
 
 def test_the_roles_are_the_same_everywhere() -> None:

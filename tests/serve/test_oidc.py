@@ -29,6 +29,7 @@ from joserfc import jwt as signing
 from joserfc.jwk import ECKey, RSAKey
 
 from qinjing.errors import ConfigError, FormatError
+from qinjing.serve.auth import person_of
 from qinjing.serve.oidc import OidcConfig, read_oidc
 from tests.serve.answering import Answer, answering
 
@@ -51,6 +52,11 @@ class Told:
     token: Callable[[], Any] = dict
     forms: list[tuple[dict[str, str], dict[str, list[str]]]] = field(default_factory=list)
     asked_keys: int = 0
+
+
+def person(name: str, issuer: str, sub: str = "42") -> str:
+    """As who goes by a name at a provider is known here."""
+    return f"{name} ({hashlib.sha256((issuer + sub).encode()).hexdigest()[:8]})"
 
 
 @pytest.fixture
@@ -150,7 +156,7 @@ def test_a_peer_s_provider_opens_a_session(make: Callable[..., Any], tmp_path: P
         ended = client.get(f"{back.path}?{back.query}", follow_redirects=False)
         assert (ended.status_code, ended.headers["location"]) == (303, "/")
         said = client.get("/api/session").json()
-        assert (said["person"], said["role"]) == ("li.wei", "admin")
+        assert (said["person"], said["role"]) == (person("li.wei", issuer, "li"), "admin")
         # The code is spent, and so is the browser's own cookie.
         again = client.get(f"{back.path}?{back.query}", follow_redirects=False)
         assert again.headers["location"] == "/?sign_in=expired"
@@ -159,10 +165,12 @@ def test_a_peer_s_provider_opens_a_session(make: Callable[..., Any], tmp_path: P
 
 
 @pytest.mark.parametrize(("key", "alg"), [(RSA, "RS256"), (EC, "ES256")], ids=["RSA", "EC"])
-def test_both_kinds_of_signature_open(key: Any, alg: str, enter: Callable[..., Any]) -> None:
+def test_both_kinds_of_signature_open(
+    key: Any, alg: str, enter: Callable[..., Any], provider: Told
+) -> None:
     client, (place, query) = enter(key, alg)
     assert place == "/"
-    assert client.get("/api/session").json()["person"] == "li.wei"
+    assert client.get("/api/session").json()["person"] == person("li.wei", provider.issuer)
     assert query["scope"] == ["openid profile email"] and query["tenant"] == ["1"]
 
 
@@ -239,6 +247,8 @@ LIES: dict[str, dict[str, Any]] = {
     "nameless": {"preferred_username": None},
     "a name of another kind": {"preferred_username": ["li"]},
     "a name with lines": {"preferred_username": "li\nwei"},
+    "a name of several parts": {"preferred_username": "li^wei"},
+    "a name of nothing": {"preferred_username": "  "},
     "an email that nobody verified": {"preferred_username": None, "email": "a@b.c"},
     "an email verified by word": {
         "preferred_username": None, "email": "a@b.c", "email_verified": "true",
@@ -262,7 +272,7 @@ def test_who_lies_does_not_come_in(
 
 
 @pytest.mark.parametrize(
-    ("claims", "options", "person", "role"),
+    ("claims", "options", "name", "role"),
     [
         ({"aud": ["qinjing", "other"], "azp": "qinjing"}, {}, "li.wei", "reader"),
         ({"aud": ["qinjing"]}, {}, "li.wei", "reader"),
@@ -279,13 +289,31 @@ def test_who_lies_does_not_come_in(
     ],
 )  # fmt: skip
 def test_claims_make_a_person_and_a_role(
-    claims: dict[str, Any], options: dict[str, Any], person: str, role: str,
-    enter: Callable[..., Any],
+    claims: dict[str, Any], options: dict[str, Any], name: str, role: str,
+    enter: Callable[..., Any], provider: Told,
 ) -> None:  # fmt: skip
     client, (place, _) = enter(options=options, **claims)
     assert place == "/"
     said = client.get("/api/session").json()
-    assert (said["person"], said["role"]) == (person, role)
+    assert (said["person"], said["role"]) == (person(name, provider.issuer), role)
+
+
+@pytest.mark.parametrize("name", ["li.wei", "  li.wei ", "Li\u0301", "x" * 300, "token 1a2b3c4d"])
+def test_under_another_s_name_one_is_still_oneself(
+    name: str, provider: Told, enter: Callable[..., Any]
+) -> None:
+    """OpenID Connect Core 1.0, 5.7: a preferred_username may change, and be another's."""
+    persons = []
+    for sub in ("42", "43", "42"):
+        provider.token = dict
+        client, (place, _) = enter(preferred_username=name, sub=sub)
+        if name.startswith("token"):
+            assert place == "/?sign_in=refused"
+            return
+        persons.append(client.get("/api/session").json()["person"])
+    assert persons[0] == persons[2] != persons[1]
+    assert persons[1].endswith(person("", provider.issuer, "43"))
+    assert all(person_of(one) == one and len(one) <= 64 for one in persons)
 
 
 def test_another_browser_s_way_back_leads_nowhere(

@@ -15,6 +15,7 @@ import os
 import secrets
 import threading
 import time
+import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ RIGHTS: Mapping[Role, tuple[Right, ...]] = {
 }  # fmt: skip
 PREFIX = "qj"
 _LONGEST_DAYS = 3660
+LONGEST_NAME = 64  # of a person in DICOM, PS3.5, 6.2
 _NOBODY = "0" * 64  # compared with where there is no such token, so that this takes as long
 
 
@@ -110,6 +112,22 @@ class Token:
         return self.patient_id if patient_id in (None, self.patient_id) else None
 
 
+def person_of(text: str) -> str:
+    """Return a person's name in the one form in which names are compared and signed.
+
+    Raises:
+        ValueError: it could not be told from another's, or DICOM reads it as something else.
+    """
+    name = unicodedata.normalize("NFC", text).strip()
+    if not name or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(f"printable text of 1 to {LONGEST_NAME} letters")
+    if any(letter in name for letter in "\\^="):
+        raise ValueError("without \\, ^ and =, which part names in DICOM")
+    if name.lower().startswith("token "):
+        raise ValueError("another than what a token without a name is called")
+    return name
+
+
 class Tokens:
     """The tokens in a file.
 
@@ -132,7 +150,7 @@ class Tokens:
         Args:
             role: one of `ROLES`.
             patient_id: for a patient's token, and for no other.
-            name: who holds it.
+            name: who holds it; "" where nobody said.
             days: for how long it holds.
 
         Raises:
@@ -144,8 +162,11 @@ class Tokens:
             raise ConfigError("--patient", "given for the role patient, and for no other")
         if patient_id is not None and not (patient_id and patient_id.isprintable()):
             raise ConfigError("--patient", "printable text")
-        if not name.isprintable() or len(name) > 100:
-            raise ConfigError("--name", "printable text of 100 letters or fewer")
+        if name:
+            try:
+                name = person_of(name)
+            except ValueError as error:
+                raise ConfigError("--name", str(error)) from None
         if not 1 <= days <= _LONGEST_DAYS:
             raise ConfigError("--days", f"a number from 1 to {_LONGEST_DAYS}", days)
         secret, salt, now = secrets.token_urlsafe(32), secrets.token_hex(16), datetime.now(UTC)
@@ -239,8 +260,12 @@ class Tokens:
         return known
 
     def _append(self, said: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch(mode=0o600)  # patients' ids lie in it
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)  # patients' ids lie in it
+        except OSError as error:
+            rule = "a file that can be written"
+            raise ConfigError("tokens", rule, error.strerror, where=self.path) from None
         line = json.dumps(said).encode() + b"\n"
         with locked(self.path) as file:
             before = os.fstat(file).st_size

@@ -27,7 +27,7 @@ from fastapi.responses import RedirectResponse
 
 from qinjing.config import from_json, read_json
 from qinjing.errors import ConfigError, FormatError, QinjingError
-from qinjing.serve.auth import ROLES, Role, Token, Tokens
+from qinjing.serve.auth import LONGEST_NAME, ROLES, Role, Token, Tokens, person_of
 from qinjing.serve.guard import LOG
 from qinjing.serve.peer import Caller, Peer
 from qinjing.serve.session import open_session
@@ -289,19 +289,30 @@ def verified(token: str, provider: Provider, nonce: str) -> Mapping[str, Any]:
 def identity(claims: Mapping[str, Any], config: OidcConfig) -> tuple[str, Role]:
     """Return a person's name and role.
 
+    Behind the name that he goes by, which he may be free to change, stands a digest of what the
+    provider knows him by: under another's name he is still himself.
+
     Raises:
         FormatError: the claims give none.
+
+    Source: OpenID Connect Core 1.0, 5.7: only iss and sub together identify a person.
     """
     name = claims.get(config.name_claim)
     if not name and claims.get("email_verified") is True:
         name = claims.get("email")
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.strip()) <= 100:
+    if not isinstance(name, str) or not name.strip():
         raise FormatError("id token", f"with {config.name_claim}, or an email verified", "neither")
+    known = hashlib.sha256(f"{claims['iss']}{claims['sub']}".encode()).hexdigest()[:8]
+    behind = f" ({known})"
+    try:
+        person = person_of(f"{name.strip()[: LONGEST_NAME - len(behind)]}{behind}")
+    except ValueError as error:
+        raise FormatError("name", str(error), "another") from None
     groups = _claim(claims, config.claim)
     groups = groups if isinstance(groups, list) else [groups]
     for group, role in config.roles.items():
         if group in groups:
-            return name.strip(), next(one for one in ROLES if one == role)
+            return person, next(one for one in ROLES if one == role)
     raise FormatError("person", "in a group with a role here", "in none")
 
 
