@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from qinjing.serve.auth import Token
+from qinjing.serve.guard import Guard
+from qinjing.serve.settings import ServeConfig
 from tests.serve.conftest import Service
 
 LOOK = {"patient_id": "p-anna"}
@@ -225,3 +229,112 @@ def test_one_look_through_the_models_at_a_time_and_nobody_waits(service: Service
     assert client.post("/api/consent/models", json=LOOK).status_code == 200
     assert walking.acquire(blocking=False)
     walking.release()
+
+
+UPLOAD = f"/api/projects/{'a' * 32}/images/{'b' * 32}/annotation"
+HUGE = 2 * 1024 * 1024
+SHORT = 64 * 1024  # bytes that anybody may send, without room for a long body
+
+
+class Held:
+    """A guard before an application that holds what it got until it is let go."""
+
+    def __init__(self, role: str = "annotator") -> None:
+        self.let_go = asyncio.Event()
+        self.got: list[int] = []
+        self.read = 0
+        token = Token("1a2b3c4d", role, "", None, "", "", "", "")  # type: ignore[arg-type]
+        self.guard = Guard(self.app, ServeConfig("c", image_bytes=HUGE // 2), lambda _: token)
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.got.append(len((await receive())["body"]))
+        if self.got[-1]:
+            await self.let_go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def put(self, size: int, path: str = UPLOAD) -> tuple[int, dict[str, str]]:
+        """The status and headers of what was answered to a body of so many bytes in two parts."""
+        parts = [size // 2, size - size // 2]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            self.read += 1
+            body = b"x" * parts.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(parts)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"127.0.0.1"), (b"x-qinjing", b"1")]
+        scope = {"type": "http", "method": "PUT", "path": path, "headers": headers}
+        await self.guard(scope, receive, send)
+        return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+
+    async def hold(self, *sizes: int) -> list[asyncio.Task[Any]]:
+        """Bodies that the application has."""
+        tasks = [asyncio.create_task(self.put(size)) for size in sizes]
+        while len(self.got) < len(sizes):
+            await asyncio.sleep(0)
+        return tasks
+
+
+def test_long_bodies_are_few_at_once_and_short_ones_pass() -> None:
+    async def go() -> None:
+        held = Held()
+        tasks = await held.hold(*[SHORT + 1] * 4)
+        status, headers = await held.put(SHORT + 1)
+        assert (status, headers["retry-after"]) == (503, "5") and len(held.got) == 4
+        assert (await held.put(0))[0] == 200
+        tasks += [asyncio.create_task(held.put(SHORT)) for _ in range(9)]
+        while len(held.got) < 14:
+            await asyncio.sleep(0)
+        held.let_go.set()
+        assert [status for status, _ in await asyncio.gather(*tasks)] == [200] * 13
+        for _ in range(5):  # what was answered holds nothing
+            assert (await held.put(SHORT + 1))[0] == 200
+
+    asyncio.run(asyncio.wait_for(go(), 30))
+
+
+def test_who_breaks_off_or_fails_holds_no_room() -> None:
+    async def go() -> None:
+        held = Held()
+        held.let_go.set()
+        for _ in range(5):
+            status, _ = await held.put(HUGE)
+            assert status == 413 and not held.got
+
+        async def fail(*_: Any) -> None:
+            raise RuntimeError
+
+        held.guard._app = fail
+        for _ in range(5):
+            assert (await held.put(SHORT + 1))[0] == 500
+
+    asyncio.run(asyncio.wait_for(go(), 30))
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "status"),
+    [
+        ("patient", UPLOAD, 403),
+        ("ethics", UPLOAD, 403),
+        ("ethics", "/monailabel/datastore/image", 403),
+        ("patient", "/monailabel/infer/liver", 403),
+        ("annotator", UPLOAD, 200),
+        ("reader", UPLOAD.replace("annotation", "final"), 200),
+        ("annotator", "/monailabel/session/", 200),
+        ("reader", "/monailabel/datastore", 200),
+    ],
+)
+def test_nothing_is_read_of_a_long_body_from_who_may_not_send_it(
+    role: str, path: str, status: int
+) -> None:
+    async def go() -> None:
+        held = Held(role)
+        held.let_go.set()
+        assert (await held.put(SHORT + 1, path))[0] == status
+        assert held.read == (2 if status == 200 else 0)
+
+    asyncio.run(asyncio.wait_for(go(), 30))

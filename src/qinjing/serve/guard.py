@@ -7,8 +7,10 @@ import json
 import logging
 import re
 import secrets
+import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,6 +23,8 @@ from qinjing.serve.settings import ServeConfig, is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from qinjing.serve.auth import Right, Token
 
 HEADER = "x-qinjing"  # another site's page cannot send it without asking first
 LOG = logging.getLogger("qinjing.serve")
@@ -42,11 +46,16 @@ _HSTS = "max-age=31536000"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Nothing is read of these: MONAI Label's client says of them the length of what it sent before.
 _WITHOUT_BODY = (*_SAFE, "DELETE")
-# Where an image or labels may come in, from who has shown a token before a byte is read.
-_LONG = re.compile(
-    r"/api/projects/[0-9a-f]{32}/images/[0-9a-f]{32}/(annotation|final)"
-    r"|/monailabel/(infer/[^/]+|datastore/?|datastore/(image|label)|session/?)"
-)
+# Where an image or labels may come in, from who has one of these rights, which is known before a
+# byte is read.
+_LONG: tuple[tuple[re.Pattern[str], tuple[Right, ...]], ...] = (
+    (re.compile(r"/api/projects/[0-9a-f]{32}/images/[0-9a-f]{32}/(annotation|final)"),
+     ("annotate",)),
+    (re.compile(r"/monailabel/(infer/[^/]+|datastore/?|datastore/(image|label)|session/?)"),
+     ("annotate", "study.read")),
+)  # fmt: skip
+_LONG_AT_ONCE = 4  # in memory, of all who may
+_AGAIN_S = 5
 _OPEN = ("/monailabel/auth/token",)  # a password for a token, which no cookie can stand for
 
 
@@ -106,13 +115,14 @@ class Guard:
     Args:
         app: what is guarded.
         config: its limits, and whether there is TLS.
-        admit: refuses a request that shows no token, before a long body of it is read.
+        admit: returns the token that a request shows, or refuses it, before a long body is read.
     """
 
     def __init__(
-        self, app: ASGIApp, config: ServeConfig, admit: Callable[[Request], object]
+        self, app: ASGIApp, config: ServeConfig, admit: Callable[[Request], Token]
     ) -> None:
         self._app, self._config, self._admit = app, config, admit
+        self._room = threading.BoundedSemaphore(_LONG_AT_ONCE)
         self._headers = dict(_HEADERS)
         if config.tls:
             self._headers["Strict-Transport-Security"] = _HSTS
@@ -135,8 +145,9 @@ class Guard:
 
         try:
             self._check(scope)
-            body = await self._body(receive, scope)
-            await self._app(scope, _replay(body, receive), dressed)
+            with ExitStack() as held:  # a body's room is let go once it was answered
+                body = await self._body(receive, scope, held)
+                await self._app(scope, _replay(body, receive), dressed)
         except Refusal as refusal:
             await _answer(dressed, refusal)
         except Exception as error:
@@ -164,14 +175,30 @@ class Guard:
         if HEADER not in headers and not headers.get("authorization", "").startswith("Bearer "):
             raise Refusal(403, "header", f"header {HEADER} must be there, got none")
 
-    async def _body(self, receive: Receive, scope: Scope) -> bytes:
+    def _may_be_long(self, scope: Scope) -> bool:
+        """Whether a long body is expected here, of one who may send it."""
+        for place, rights in _LONG:
+            if place.fullmatch(scope["path"]):
+                who = self._admit(Request(scope))
+                if not any(who.may(right) for right in rights):
+                    raise Refusal(403, "forbidden", f"role must be one that may: {rights[0]}")
+                return True
+        return False
+
+    def _make_room(self, held: ExitStack) -> None:
+        if not self._room.acquire(blocking=False):
+            raise Refusal(
+                503, "busy", "others send images just now: try again soon",
+                {"Retry-After": str(_AGAIN_S)},
+            )  # fmt: skip
+        held.callback(self._room.release)
+
+    async def _body(self, receive: Receive, scope: Scope, held: ExitStack) -> bytes:
         """The whole body, which must be short and come soon."""
         headers = Headers(scope=scope)
         if scope["method"] in _WITHOUT_BODY:
             return b""
-        config, long = self._config, bool(_LONG.fullmatch(scope["path"]))
-        if long:
-            self._admit(Request(scope))
+        config, long = self._config, self._may_be_long(scope)
         most = config.image_bytes if long else config.body_bytes
         most_s = config.image_s if long else config.body_s
         too_long = Refusal(413, "size", f"body must be of {most} bytes or fewer")
@@ -187,9 +214,11 @@ class Guard:
                     if message["type"] != "http.request":
                         raise Refusal(400, "gone", "body must be whole, got a part")
                     parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                    before, size = size, size + len(parts[-1])
                     if size > most:
                         raise too_long
+                    if before <= config.body_bytes < size:
+                        self._make_room(held)
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
