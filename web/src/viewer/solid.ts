@@ -17,6 +17,7 @@ export class Solid {
       cycleClipPlaneHotKey: "", isOrientationTextVisible: false,
     });
     await nv.attachToCanvas(canvas, false);
+    canvas.removeAttribute("tabindex"); // NiiVue's: but what it shows is told by the planes
     const volume = await NVImage.loadFromUrl({
       url: file, name: "image.nii", cal_min: window[0], cal_max: window[1], trustCalMinMax: false,
       colorbarVisible: false,
