@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qinjing.cli.arguments import Command, argument, at_least
+from qinjing.cli.beside import destination, say, watching
 from qinjing.cli.serve import (
     CA,
     CALLERS,
@@ -23,9 +24,6 @@ from qinjing.cli.serve import (
     TLS_CERT,
     TLS_KEY,
     WATCH,
-    destination,
-    say,
-    watching,
 )
 from qinjing.errors import ConfigError
 

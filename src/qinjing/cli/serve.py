@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from qinjing.cli import show
 from qinjing.cli.arguments import Command, argument, at_least
+from qinjing.cli.beside import destination, make, say, taking_in, until_terminated
 from qinjing.errors import ConfigError
 
 if TYPE_CHECKING:
     from qinjing.serve.auth import Tokens
-    from qinjing.serve.catalogue import Catalogue
     from qinjing.serve.node import NodeConfig
     from qinjing.serve.oidc import OidcConfig
-    from qinjing.serve.send import Place
     from qinjing.serve.settings import ServeConfig
 
 ROLES = ("ethics", "reader", "patient", "annotator", "admin")  # as serve.auth
@@ -119,11 +117,45 @@ class Serve(Command):
 
     def run(self) -> dict[str, Any]:
         """Listen until stopped."""
+        self._check()
         listen = _listen()
+        with until_terminated(), ExitStack() as beside:
+            config = self._config()
+            kinds = ("predict",) if config.served else ("show",)
+            if self.dicom_port is not None or self.watch is not None or config.served:
+                place = destination(self.send_to, self.login, self.ca)
+                node = self._node(kinds)
+                beside.enter_context(taking_in(config, kinds, node, self.watch, place))
+            listen(config, _tell)
+        return {"stopped": True}
+
+    def _check(self) -> None:
+        """Refuse what would do nothing.
+
+        Raises:
+            ConfigError: an option stands without the one that it belongs to, or the folder cannot
+                be written.
+        """
+        works = self.dicom_port is not None or self.watch is not None or bool(self.served)
+        for given, name, belongs, there in (
+            (self.served, "--model", "--folder", self.folder is not None),
+            (self.watch, "--watch", "--folder", self.folder is not None),
+            (self.callers, "--callers", "--dicom-port", self.dicom_port is not None),
+            (self.tls_ca, "--tls-ca", "--dicom-port", self.dicom_port is not None),
+            (self.send_to, "--send-to", "--dicom-port, --watch or --model", works),
+            (self.login, "--login", "--send-to", self.send_to is not None),
+            (self.ca, "--ca", "--send-to", self.send_to is not None),
+        ):
+            if given and not there:
+                raise ConfigError(name, f"given together with {belongs}", "alone")
+        if self.folder is not None:
+            make(self.folder)
+
+    def _config(self) -> ServeConfig:
         from qinjing.report.declared import served
         from qinjing.serve.settings import ServeConfig
 
-        config = ServeConfig(
+        return ServeConfig(
             consents=self.consents,
             folder=self.folder,
             catalogue=self.catalogue,
@@ -137,21 +169,23 @@ class Serve(Command):
             models=self.models,
             datasets=self.datasets,
         )
-        kinds = ("predict",) if config.served else ("show",)
-        with ExitStack() as beside:
-            if self.dicom_port is not None or self.watch is not None:
-                from qinjing.serve.node import NodeConfig
 
-                node = None
-                if self.dicom_port is not None:
-                    node = NodeConfig(
-                        host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
-                        tls_cert=self.tls_cert, tls_key=self.tls_key, tls_ca=self.tls_ca,
-                    )  # fmt: skip
-                place = destination(self.send_to, self.login, self.ca)
-                beside.enter_context(_taking_in(config, kinds, node, self.watch, place))
-            listen(config, _tell)
-        return {"stopped": True}
+    def _node(self, kinds: tuple[str, ...]) -> NodeConfig | None:
+        """The node: on this machine alone it speaks TLS where its callers' certificates are known.
+
+        The page's own certificate is for browsers, which show none.
+        """
+        if self.dicom_port is None:
+            return None
+        from qinjing.serve.node import NodeConfig
+        from qinjing.serve.settings import is_loopback
+
+        plain = self.tls_ca is None and is_loopback(self.host)
+        return NodeConfig(
+            host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
+            tls_cert=None if plain else self.tls_cert, tls_key=None if plain else self.tls_key,
+            tls_ca=self.tls_ca,
+        )  # fmt: skip
 
     def text(self, result: Mapping[str, Any]) -> str:
         """That it ended."""
@@ -169,7 +203,8 @@ class ServeToken(Command):
     role: str = field(
         metadata=argument(
             "--role", metavar="ROLE", choices=ROLES,
-            help=f"{', '.join(ROLES)}; a reader changes nothing",
+            help=f"{', '.join(ROLES)}; a reader looks, confirms and annotates, an annotator "
+            "annotates, an admin may do all",
         )
     )  # fmt: skip
     patient: str | None = field(
@@ -247,65 +282,8 @@ class ServeRevoke(Command):
         return f"revoked: {result['id']} ({result['role']})"
 
 
-@contextmanager
-def _taking_in(
-    config: ServeConfig,
-    kinds: tuple[str, ...],
-    said: NodeConfig | None,
-    dropped: Path | None,
-    place: Place | None,
-) -> Iterator[None]:
-    """A node, a watched folder, and a worker in this process while the block runs."""
-    from qinjing.serve.catalogue import open_catalogue
-    from qinjing.serve.node import node
-    from qinjing.serve.work import WorkConfig, work
-
-    if config.folder is None:
-        raise ConfigError("--folder", "given, where studies are taken in", "none")
-    doing = WorkConfig(("show", "release", *kinds), models=config.served, destination=place)
-    catalogue, ended = open_catalogue(config.folder, config.catalogue), threading.Event()
-    worker = threading.Thread(target=work, args=(catalogue, doing, ended), daemon=True)
-    with ExitStack() as beside:
-        if said is not None:
-            host, port = beside.enter_context(node(said, catalogue))
-            say(f"listening as {said.ae_title} on {host}:{port}")
-        if dropped is not None:
-            beside.enter_context(watching(catalogue, dropped, kinds))
-        worker.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            worker.join()
-
-
-def destination(send_to: str | None, login: Path | None, ca: Path | None) -> Place | None:
-    """Return where results go.
-
-    Raises:
-        ConfigError: nobody could send anything there.
-    """
-    from qinjing.serve.send import Destination
-
-    return Destination.parse(send_to, login=login, ca=ca) if send_to else None
-
-
-@contextmanager
-def watching(
-    catalogue: Catalogue, folder: Path, kinds: tuple[str, ...], quiet_s: float = 5.0
-) -> Iterator[None]:
-    """A watched folder while the block runs, which says how many files came."""
-    from qinjing.serve import watch
-
-    watched = watch.Watched(catalogue, folder, quiet_s)
-    say(f"watching {folder}")
-    counted = "{0.taken} files were taken, {0.refused} refused".format
-    with watch.watching(watched, kinds, lambda looked: say(counted(looked))):
-        yield
-
-
 def _open(consents: str | None, tokens: Path | None, folder: Path | None) -> Tokens:
-    """The tokens of a store, which must be there unless it is said where the tokens lie."""
+    """The tokens of a store or folder, which must be there unless it is said where they lie."""
     from qinjing.data.consent import Store
     from qinjing.serve.auth import Tokens
     from qinjing.serve.settings import tokens_file
@@ -313,6 +291,9 @@ def _open(consents: str | None, tokens: Path | None, folder: Path | None) -> Tok
     file = tokens_file(consents, tokens, folder)
     if tokens is None and folder is None:
         Store(consents).close()
+    elif tokens is None and folder is not None and not folder.is_dir():
+        advice = "`qinjing serve -o` makes it"
+        raise ConfigError("--folder", "there", "nothing", where=folder, advice=advice)
     return Tokens(file)
 
 
@@ -358,8 +339,3 @@ def _packages(names: str) -> Iterator[None]:
 
 def _tell(address: str) -> None:
     say(f"serving {address}; stop with Ctrl-C")
-
-
-def say(words: str) -> None:
-    """Tell a person, beside the result."""
-    print(words, file=sys.stderr, flush=True)
