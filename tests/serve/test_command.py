@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 
 from qinjing import cli
+from qinjing.cli.serve import Serve
+from qinjing.errors import ConfigError
 from qinjing.serve.auth import Tokens
 from qinjing.serve.catalogue import open_catalogue, study_key
 from tests.serve.dicom import instance
@@ -207,14 +210,17 @@ def test_a_place_for_tokens_that_cannot_be_written_is_said(
     )
 
 
-def test_the_page_s_certificate_is_not_asked_of_scanners_on_this_machine(
-    tmp_path: Path, certificate: tuple[Path, Path]
-) -> None:
-    cert, key = map(str, certificate)
-    with serving(tmp_path / "studies", "--tls-cert", cert, "--tls-key", key) as service:
-        assert service.page.startswith("https://")
-        assert store(service.dicom, instance(1, 0)) == [0]
-        assert service.end(signal.SIGTERM)[0] == 0
+def test_the_page_s_certificate_is_not_asked_of_scanners_on_this_machine(tmp_path: Path) -> None:
+    here, file = Serve(dicom_port=0), tmp_path / "pem"
+    tls = replace(here, tls_cert=file, tls_key=file)
+    for one in (here, tls):
+        node = one._node(("show",))
+        assert node is not None and (node.host, node.tls_cert) == ("127.0.0.1", None)
+    known = replace(tls, tls_ca=file)._node(("show",))
+    assert known is not None and known.tls_cert == known.tls_key == known.tls_ca == file
+    with pytest.raises(ConfigError, match="--tls-cert, --tls-key and --tls-ca must be given toget"):
+        replace(tls, host="192.0.2.1")._node(("show",))
+    assert Serve()._node(("show",)) is None
 
 
 def test_a_model_is_worked_with_where_others_take_in(
