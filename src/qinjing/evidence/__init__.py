@@ -24,7 +24,7 @@ pseudonyms by policy. Paths inside a configuration are cut to their last part.
 from qinjing.evidence.digests import Digested, digest, digested
 from qinjing.evidence.envelope import load_private_key, private_key_path
 from qinjing.evidence.record import append, code_digest
-from qinjing.evidence.verify import EvidenceFault, Statement, VerifyResult, verify, verify_record
+from qinjing.evidence.verify import EvidenceFault, Statement, VerifyResult, verify
 
 __all__ = [
     "Digested",
@@ -38,5 +38,4 @@ __all__ = [
     "load_private_key",
     "private_key_path",
     "verify",
-    "verify_record",
 ]

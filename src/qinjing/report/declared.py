@@ -17,7 +17,8 @@ from typing import Any
 from qinjing.config import from_json, plain, read_json, write_json
 from qinjing.data.dicom.codes import Term, read_terms
 from qinjing.errors import ConfigError, EvidenceError, FormatError
-from qinjing.evidence import VerifyResult, append, digest, verify_record
+from qinjing.evidence import VerifyResult, append, digest
+from qinjing.evidence.verify import verify_record
 from qinjing.report.product_class import CLASSES
 
 DECLARATION = "declared.json"
