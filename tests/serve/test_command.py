@@ -24,10 +24,11 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 
 from qinjing import cli
-from qinjing.cli.serve import Serve
+from qinjing.cli.serve import _node
 from qinjing.errors import ConfigError
 from qinjing.serve.auth import Tokens
 from qinjing.serve.catalogue import open_catalogue, study_key
+from qinjing.serve.settings import ServeConfig
 from tests.serve.dicom import instance
 
 QINJING = (sys.executable, "-m", "qinjing")
@@ -211,16 +212,17 @@ def test_a_place_for_tokens_that_cannot_be_written_is_said(
 
 
 def test_the_page_s_certificate_is_not_asked_of_scanners_on_this_machine(tmp_path: Path) -> None:
-    here, file = Serve(dicom_port=0), tmp_path / "pem"
+    file = tmp_path / "pem"
+    here = ServeConfig("c")
     tls = replace(here, tls_cert=file, tls_key=file)
     for one in (here, tls):
-        node = one._node(("show",))
+        node = _node(one, 0, (), None, ("show",))
         assert node is not None and (node.host, node.tls_cert) == ("127.0.0.1", None)
-    known = replace(tls, tls_ca=file)._node(("show",))
+    known = _node(tls, 0, (), file, ("show",))
     assert known is not None and known.tls_cert == known.tls_key == known.tls_ca == file
     with pytest.raises(ConfigError, match="--tls-cert, --tls-key and --tls-ca must be given toget"):
-        replace(tls, host="192.0.2.1")._node(("show",))
-    assert Serve()._node(("show",)) is None
+        _node(replace(tls, host="192.0.2.1"), 0, (), None, ("show",))
+    assert _node(here, None, (), None, ("show",)) is None
 
 
 def test_a_model_is_worked_with_where_others_take_in(

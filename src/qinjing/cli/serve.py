@@ -119,12 +119,28 @@ class Serve(Command):
         """Listen until stopped."""
         self._check()
         listen = _listen()
+        from qinjing.report.declared import served
+        from qinjing.serve.settings import ServeConfig
+
+        config = ServeConfig(
+            consents=self.consents,
+            folder=self.folder,
+            catalogue=self.catalogue,
+            served=tuple(served(run) for run in self.served),
+            tokens=self.tokens,
+            host=self.host,
+            port=self.port,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            oidc=_read_oidc(self.oidc) if self.oidc else None,
+            models=self.models,
+            datasets=self.datasets,
+        )
         with until_terminated(), ExitStack() as beside:
-            config = self._config()
             kinds = ("predict",) if config.served else ("show",)
             if self.dicom_port is not None or self.watch is not None or config.served:
                 place = destination(self.send_to, self.login, self.ca)
-                node = self._node(kinds)
+                node = _node(config, self.dicom_port, self.callers, self.tls_ca, kinds)
                 beside.enter_context(taking_in(config, kinds, node, self.watch, place))
             listen(config, _tell)
         return {"stopped": True}
@@ -150,42 +166,6 @@ class Serve(Command):
                 raise ConfigError(name, f"given together with {belongs}", "alone")
         if self.folder is not None:
             make(self.folder)
-
-    def _config(self) -> ServeConfig:
-        from qinjing.report.declared import served
-        from qinjing.serve.settings import ServeConfig
-
-        return ServeConfig(
-            consents=self.consents,
-            folder=self.folder,
-            catalogue=self.catalogue,
-            served=tuple(served(run) for run in self.served),
-            tokens=self.tokens,
-            host=self.host,
-            port=self.port,
-            tls_cert=self.tls_cert,
-            tls_key=self.tls_key,
-            oidc=_read_oidc(self.oidc) if self.oidc else None,
-            models=self.models,
-            datasets=self.datasets,
-        )
-
-    def _node(self, kinds: tuple[str, ...]) -> NodeConfig | None:
-        """The node: on this machine alone it speaks TLS where its callers' certificates are known.
-
-        The page's own certificate is for browsers, which show none.
-        """
-        if self.dicom_port is None:
-            return None
-        from qinjing.serve.node import NodeConfig
-        from qinjing.serve.settings import is_loopback
-
-        plain = self.tls_ca is None and is_loopback(self.host)
-        return NodeConfig(
-            host=self.host, port=self.dicom_port, callers=self.callers, kinds=kinds,
-            tls_cert=None if plain else self.tls_cert, tls_key=None if plain else self.tls_key,
-            tls_ca=self.tls_ca,
-        )  # fmt: skip
 
     def text(self, result: Mapping[str, Any]) -> str:
         """That it ended."""
@@ -280,6 +260,29 @@ class ServeRevoke(Command):
     def text(self, result: Mapping[str, Any]) -> str:
         """Which it was."""
         return f"revoked: {result['id']} ({result['role']})"
+
+
+def _node(
+    config: ServeConfig,
+    port: int | None,
+    callers: tuple[str, ...],
+    tls_ca: Path | None,
+    kinds: tuple[str, ...],
+) -> NodeConfig | None:
+    """The node: on this machine alone it speaks TLS where its callers' certificates are known.
+
+    The page's own certificate is for browsers, which show none.
+    """
+    if port is None:
+        return None
+    from qinjing.serve.node import NodeConfig
+    from qinjing.serve.settings import is_loopback
+
+    plain = tls_ca is None and is_loopback(config.host)
+    return NodeConfig(
+        host=config.host, port=port, callers=callers, kinds=kinds, tls_ca=tls_ca,
+        tls_cert=None if plain else config.tls_cert, tls_key=None if plain else config.tls_key,
+    )  # fmt: skip
 
 
 def _open(consents: str | None, tokens: Path | None, folder: Path | None) -> Tokens:
