@@ -24,7 +24,10 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# What the clinic's pages are built from.
+WEB := $(wildcard hatch_build.py web/package-lock.json web/src/* web/src/*/* src/qinjing/serve/static/*.js)
+
+$(STAMP): pyproject.toml constraints.txt $(WEB)
 	@test -n "$(PYTHON)" || { \
 	  echo "Qinjing needs Python 3.11 or newer: install it, or name it with PYTHON=/path/to/python." >&2; exit 2; }
 	@echo "setup 1/3: an environment in $(VENV) with $(PYTHON)"
@@ -70,4 +73,4 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build dist web/node_modules src/qinjing/serve/static/clinic .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

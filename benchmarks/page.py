@@ -32,7 +32,7 @@ from qinjing.config import write_json
 from qinjing.engine.device import environment
 from qinjing.serve.auth import Tokens
 from qinjing.serve.catalogue import ABOUT, Instance, open_catalogue, study_key
-from qinjing.serve.images import About
+from qinjing.serve.drawn import About
 from qinjing.serve.settings import tokens_file
 
 PROJECT = Path(__file__).resolve().parent.parent

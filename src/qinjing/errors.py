@@ -7,6 +7,7 @@ QinjingError                  exit 1, a failure of ours
     ├── LabelError            label values that the data set does not declare
     ├── LayoutError           a folder that no layout recognises
     ├── ConfigError           an option or a configuration file
+    │   └── UnavailableError  a database or a server that is away just now
     └── EvidenceError         a record that does not verify
 """
 
@@ -73,6 +74,10 @@ class LayoutError(InputError):
 
 class ConfigError(InputError):
     """An option or a configuration file that cannot be used."""
+
+
+class UnavailableError(ConfigError):
+    """A database or a server that is named rightly and cannot be reached or used just now."""
 
 
 class EvidenceError(InputError):

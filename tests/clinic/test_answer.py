@@ -95,7 +95,7 @@ def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
         model_of(run, "diagnosis", limits=())
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    with pytest.raises(ConfigError, match="serve declare -m .*run --class tool"):
+    with pytest.raises(ConfigError, match=r"serve declare -m .*run --class tool"):
         served(copy)
     said = model_of(run, "tool").declared
     declare(copy, said)

@@ -139,9 +139,7 @@ class Browser:
         )  # fmt: skip
         for x, y in more:
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=1, **held)
-        self.send(
-            "Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, clickCount=1, **held
-        )
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, clickCount=1, **held)
 
     def click(self, selector: str) -> None:
         """Click into the middle of what a selector finds first."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from qinjing.data.nifti import read_nifti, write_nifti
 from qinjing.serve.catalogue import Catalogue, open_catalogue
-from qinjing.serve.images import Image, Segmentation
+from qinjing.serve.drawn import Image, Segmentation
 from qinjing.serve.node import described
 from qinjing.serve.volumes import show
 from tests.serve.dicom import content, instance

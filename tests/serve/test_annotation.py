@@ -17,7 +17,7 @@ pytest.importorskip("pynetdicom")
 import nibabel as nib
 
 from qinjing.serve.catalogue import Catalogue
-from qinjing.serve.images import Image
+from qinjing.serve.drawn import Image
 from tests.serve.clinics import LABELS, fill, labelled, packed, say
 from tests.serve.conftest import Service
 
@@ -191,7 +191,7 @@ def test_the_consensus_is_staple_and_what_is_decided_is_final(
     final = boss.put(f"{place}/final", content=body, headers=GZ).json()
     assert (final["kind"], final["state"], final["author"]) == ("final", "final", "Boss")
     other = clinic.client("admin", name="Other").put(f"{place}/final", content=body, headers=GZ)
-    assert other.json()["code"] == "final"
+    assert other.json()["code"] == "version"
     assert boss.get(route).json()["images"][0]["final"] is True
 
 

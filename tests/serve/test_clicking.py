@@ -15,7 +15,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("sqlalchemy")
 
 from qinjing.serve.catalogue import Catalogue, open_catalogue
-from qinjing.serve.images import About, Image
+from qinjing.serve.drawn import About, Image
 from tests.serve.conftest import Service
 
 SHAPE, CENTRE = (40, 36, 14), (14, 20, 7)  # (i, j, k)

@@ -12,7 +12,8 @@ pytest.importorskip("sqlalchemy")
 
 from qinjing.errors import FormatError
 from qinjing.serve.catalogue import open_catalogue
-from qinjing.serve.images import About, Images
+from qinjing.serve.drawn import About, Segmentation
+from qinjing.serve.images import Images
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def a_file(place: Path) -> Path:
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_an_image_is_kept_once_and_as_it_was(images: Images, tmp_path: Path, name: str) -> None:
     file = a_file(tmp_path / name)
-    about = About("1.2", "1.2.3", "time 2", "CT chest", "CT", "chest", "HU", (("lung", -1000, 0),))
+    about = About(
+        "1.2", "1.2.3", "time 2", "CT chest", "CT", "chest", "HU", "", (("lung", -1000, 0),)
+    )
     image = images.add_image(file, about)
     assert images.add_image(file, about) == image == images.get(image.image_id)
     assert images.all() == images.of_study("1.2") == [image] and images.of_study("1.3") == []
@@ -67,19 +70,61 @@ def test_an_author_replaces_his_own_alone(images: Images, tmp_path: Path) -> Non
     )
 
 
-def test_the_first_who_confirms_stands_for_that_version(images: Images, tmp_path: Path) -> None:
+def test_the_first_who_confirms_stands_for_that_version(tmp_path: Path) -> None:
+    catalogue = open_catalogue(tmp_path / "clinic")
+    images, audit = catalogue.images, []
     image = images.add_image(a_file(tmp_path / "a.nii"), About(name="a"))
-    more = {
-        "kind": "model",
-        "author": "liver",
-        "labels": {1: "liver"},
-        "product_class": "diagnosis",
-    }
-    made = images.add_segmentation(image.image_id, content=b"one", **more)
-    again = images.add_segmentation(image.image_id, content=b"two", **more)
-    assert images.confirm(made, "Dr. Li").confirmed_by == ""  # it is another now
-    assert images.confirm(again, "Dr. Li").confirmed_by == "Dr. Li"
-    assert images.confirm(again, "Dr. Wang").confirmed_by == "Dr. Li"
-    assert images.add_segmentation(image.image_id, content=b"3", **more).confirmed_by == ""
-    (found,) = images.segmentations(image.image_id)
-    assert found.confirmed_by == ""
+    more = {"kind": "model", "author": "liver", "labels": {1: "lung"}, "product_class": "diagnosis"}
+
+    def confirm(one: Segmentation, by: str) -> bool:
+        return catalogue.confirm(one, by, "1.2", lambda: audit.append(by))
+
+    made = images.add_segmentation(image.image_id, content=b"one", confidence={1: 0.2}, **more)
+    again = images.add_segmentation(image.image_id, content=b"two", confidence={1: 0.2}, **more)
+    assert not confirm(made, "Dr. Li")  # it is another now
+    assert confirm(again, "Dr. Li") and not confirm(again, "Dr. Wang") and audit == ["Dr. Li"]
+    same = images.add_segmentation(image.image_id, content=b"two", confidence={1: 0.2}, **more)
+    assert same.confirmed_by == "Dr. Li"
+    # As sure of it as before no more, or by other weights: nobody has stood for that.
+    for changed in ({"confidence": {1: 0.9}}, {"confidence": {1: 0.9}, "maker": "sha256:1"}):
+        one = images.add_segmentation(image.image_id, content=b"two", **changed, **more)
+        assert one.confirmed_by == "" and confirm(one, "Dr. Wang")
+    jobs = [(job.kind, job.state) for job in catalogue.queue.of("1.2")]
+    assert jobs == [("release", "waiting")]  # those that waited are done with the last
+
+
+def test_what_is_confirmed_while_the_first_is_sent_is_sent_too(tmp_path: Path) -> None:
+    catalogue = open_catalogue(tmp_path / "clinic")
+    images = catalogue.images
+    more = {"kind": "model", "labels": {1: "lung"}, "product_class": "diagnosis", "content": b"1"}
+    image = images.add_image(a_file(tmp_path / "a.nii"), About(name="a"))
+    ones = [images.add_segmentation(image.image_id, author=name, **more) for name in ("a", "b")]
+    assert catalogue.confirm(ones[0], "Li", "1.2", lambda: None)
+    job = catalogue.queue.take("worker", ["release"])
+    assert job is not None and catalogue.queue.done(job, {})
+    assert catalogue.confirm(ones[1], "Li", "1.2", lambda: None)
+    assert catalogue.queue.take("worker", ["release"]) is not None
+
+
+def test_nothing_is_confirmed_where_the_record_cannot_be_written(tmp_path: Path) -> None:
+    catalogue = open_catalogue(tmp_path / "clinic")
+    image = catalogue.images.add_image(a_file(tmp_path / "a.nii"), About(name="a"))
+    one = catalogue.images.add_segmentation(
+        image.image_id, kind="model", author="a", labels={1: "lung"}, product_class="diagnosis",
+        content=b"1",
+    )  # fmt: skip
+
+    def fails() -> None:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        catalogue.confirm(one, "Li", "1.2", fails)
+    found = catalogue.images.segmentation(one.segmentation_id)
+    assert found is not None and found.confirmed_by == "" and catalogue.queue.of() == []
+
+
+def test_two_files_of_one_name_are_two_images(images: Images, tmp_path: Path) -> None:
+    first = images.add_image(a_file(tmp_path / "a.nii"), About(name="case0"))
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.int16), np.eye(4)), tmp_path / "b.nii")
+    second = images.add_image(tmp_path / "b.nii", About(name="case0"))
+    assert first.image_id != second.image_id and len(images.all()) == 2

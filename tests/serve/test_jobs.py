@@ -94,7 +94,7 @@ def test_a_failed_job_waits_longer_each_time_and_then_no_more(
             waited += 1
         pauses.append(waited)
         assert queue.failed(job, "the disk is full")
-    assert pauses[0] == 0 and pauses[1:] == [5.0, 10.0, 20.0, 40.0]
+    assert pauses[0] == 0 and pauses[1:] == [5.0 * 2**k for k in range(MOST_ATTEMPTS - 1)]
     clock.now += 1e6
     assert queue.take("a", ["x"]) is None
     (job,) = queue.of(state="failed")
@@ -114,7 +114,7 @@ def test_a_worker_that_is_lost_each_time_ends_the_job(
         clock.now += 2
     assert queue.take("a", ["x"]) is None
     (job,) = queue.of("1.2")
-    assert job.state == "failed" and "lost 5 times" in job.reason
+    assert job.state == "failed" and f"lost {MOST_ATTEMPTS} times" in job.reason
 
 
 def test_a_later_revision_replaces_what_waits_but_not_what_is_at_work(

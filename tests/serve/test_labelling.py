@@ -32,7 +32,7 @@ from qinjing.engine.checkpoint import save_model
 from qinjing.engine.plan import make_plan
 from qinjing.report.declared import Declaration, ServedModel, declare, served
 from qinjing.serve.catalogue import Catalogue, open_catalogue
-from qinjing.serve.images import About
+from qinjing.serve.drawn import About
 from qinjing.tasks.planning import measure
 from qinjing.tasks.predict import Segmenter
 from tests.serve import clinics

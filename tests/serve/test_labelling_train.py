@@ -22,7 +22,7 @@ from qinjing.data.layouts import open_dataset
 from qinjing.errors import ConfigError
 from qinjing.physics.phantom import write_dataset
 from qinjing.serve.catalogue import Catalogue, open_catalogue
-from qinjing.serve.images import About
+from qinjing.serve.drawn import About
 from qinjing.serve.labelling.cases import Labelled, write_cases
 from qinjing.serve.labelling.train import Trainings
 from qinjing.tasks.consented import admitted

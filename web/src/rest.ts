@@ -49,6 +49,7 @@ export interface Segmentation {
   kind: "model" | "reader" | "consensus" | "final";
   author: string;
   state: "draft" | "submitted" | "final";
+  version: number;
   labels: Record<string, string>;
   product_class: string;
   intended_use?: string; // as its model was declared
@@ -151,8 +152,8 @@ export const places = async (id: string): Promise<Place[]> =>
   (await call("GET", `/api/segmentations/${id}/places`)).places;
 export const figures = (id: string): Promise<Figures> =>
   call("GET", `/api/segmentations/${id}/measures`);
-export const confirm = (id: string): Promise<Segmentation> =>
-  call("POST", `/api/segmentations/${id}/confirm`, {});
+export const confirm = (id: string, version: number): Promise<Segmentation> =>
+  call("POST", `/api/segmentations/${id}/confirm`, { version });
 
 export const projects = async (): Promise<Project[]> =>
   (await call("GET", "/api/projects")).projects;

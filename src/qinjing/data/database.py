@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qinjing.errors import ConfigError, QinjingError
+from qinjing.errors import ConfigError, QinjingError, UnavailableError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -54,7 +54,7 @@ class Database:
         except (SQLAlchemyError, ValueError) as error:
             # Messages of databases repeat values, patients' among them: the kind must do.
             cause = getattr(error, "orig", None) or error
-            raise ConfigError(
+            raise UnavailableError(
                 self.what, "a database that can be reached and used", type(cause).__name__,
                 where=self.name,
             ) from None  # fmt: skip

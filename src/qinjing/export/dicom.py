@@ -85,6 +85,7 @@ def write_objects(
     *,
     how: str = "binary",
     maker: Maker | None = None,
+    reporter: Maker | None = None,
     findings: Sequence[Finding] = (),
     verified_by: str = "",
 ) -> dict[str, Path]:
@@ -96,6 +97,7 @@ def write_objects(
         forms: of "seg", "rtstruct" and "sr".
         how: of the SEG: "binary", "labelmap" or "fractional".
         maker: who makes them.
+        reporter: who makes the report, where it is not `maker`.
         findings: what the report tells.
         verified_by: the person who answers for the report.
 
@@ -130,7 +132,7 @@ def write_objects(
         )  # fmt: skip
         made["rtstruct"] = drawn.path
     if "sr" in forms:
-        numbered = replace(maker, series_number=maker.series_number + 2)
+        numbered = replace(reporter or maker, series_number=maker.series_number + 2)
         made["sr"] = write_sr(
             output / "sr.dcm", findings, placed.source, seg=seg, maker=numbered,
             verified_by=verified_by, **shared,

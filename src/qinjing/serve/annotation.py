@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse
 from isal import igzip
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from qinjing.data.nifti import read_header, read_nifti, write_nifti
 from qinjing.errors import InputError
-from qinjing.serve import agreeing
-from qinjing.serve.audit import Audit
-from qinjing.serve.auth import Token
-from qinjing.serve.clinic import GZIP, needs, seen_image, sends, told
+from qinjing.serve.auth import Token, person_of
+from qinjing.serve.clinic import GZIP, audit_of, images_of, needs, seen_image, sends
+from qinjing.serve.drawn import Image, Segmentation, StaleError
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import Image, Images, Segmentation, StaleError
+from qinjing.serve.images import Images
 from qinjing.serve.projects import TARGET_KAPPA, Project, Projects
 from qinjing.serve.session import Who
 from qinjing.serve.settings import ServeConfig
+from qinjing.serve.telling import told
+from qinjing.volume import Volume
 
 router = APIRouter(prefix="/api", tags=["annotation"])
 ProjectId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
@@ -37,6 +39,7 @@ ImageId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
 Sent = Annotated[bytes, Body(media_type=GZIP)]
 _HEADER_BYTES = 1 << 20  # room for a NIfTI header and its extensions
 _MOST_BYTES = 8  # a voxel
+_MOST_LABEL = 65535
 _OWN = "/projects/{project}/images/{image}/annotation"
 
 
@@ -46,12 +49,22 @@ def _printable(text: str) -> str:
     return text.strip()
 
 
+def _told_apart(labels: dict[str, str]) -> dict[str, str]:
+    if any(int(value) > _MOST_LABEL for value in labels):
+        raise ValueError(f"values of {_MOST_LABEL} or less")
+    if len(set(labels.values())) < len(labels):
+        raise ValueError("another name for each value")
+    return labels
+
+
 Text = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
-Ids = Annotated[list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]], Field(max_length=10_000)]
-Persons = Annotated[list[Text], Field(max_length=100)]
+Person = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(person_of)]
+Ids = Annotated[list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]], Field(max_length=1000)]
+Persons = Annotated[list[Person], Field(max_length=50)]
 Labels = Annotated[
     dict[Annotated[str, Field(pattern="^[1-9][0-9]{0,4}$")], Text],
-    Field(min_length=1, max_length=255),
+    Field(min_length=1, max_length=100),
+    AfterValidator(_told_apart),
 ]
 
 
@@ -81,16 +94,6 @@ class MoreReaders(_Asked):
     readers: Persons
 
 
-class Reopened(_Asked):
-    """Whose labels are opened again."""
-
-    reader: Text
-
-
-class Nothing(_Asked):
-    """A body without content."""
-
-
 @router.get("/projects")
 def projects(who: Who, request: Request) -> dict[str, Any]:
     """List the projects that name the caller, all for an admin."""
@@ -104,11 +107,11 @@ def make(asked: NewProject, who: Who, request: Request) -> dict[str, Any]:
     """Make a project."""
     needs(who, "admin")
     _known(request, asked.images)
+    audit_of(request).append(who, "project made", images=len(asked.images), readers=asked.readers)
     labels = {int(value): name for value, name in asked.labels.items()}
     made = _projects(request).make(
         asked.name, labels, asked.images, asked.readers, asked.target_kappa
     )
-    _audit(request).append(who, "project made", project=made.project_id)
     return _told(request, who, made)
 
 
@@ -116,11 +119,11 @@ def make(asked: NewProject, who: Who, request: Request) -> dict[str, Any]:
 def project(project: ProjectId, who: Who, request: Request) -> dict[str, Any]:
     """Tell how far a project has come: one's own labels, and for an admin everybody's."""
     found = _project(request, who, project)
-    drawn = _images(request).of_project(project)
+    known = images_of(request).some(found.images)
+    by_image = _by_image(request, project)
     images = []
     for image_id in found.images:
-        image = _images(request).get(image_id)
-        here = [one for one in drawn if one.image_id == image_id]
+        image, here = known.get(image_id), by_image[image_id]
         mine = next((one for one in here if _is_own(one, who)), None)
         entry: dict[str, Any] = {
             "image": image_id,
@@ -129,8 +132,7 @@ def project(project: ProjectId, who: Who, request: Request) -> dict[str, Any]:
             "version": mine.version if mine else 0,
         }
         if who.may("admin"):
-            submitted = [one for one in here if one.kind == "reader" and one.state == "submitted"]
-            entry["submitted"] = len(submitted)
+            entry["submitted"] = _submissions(here)
             entry["final"] = any(one.kind == "final" for one in here)
         images.append(entry)
     return {**_told(request, who, found), "images": images}
@@ -142,8 +144,8 @@ def add_images(project: ProjectId, asked: MoreImages, who: Who, request: Request
     needs(who, "admin")
     _project(request, who, project)
     _known(request, asked.images)
+    audit_of(request).append(who, "images added", project=project, count=len(asked.images))
     _projects(request).put(project, images=asked.images)
-    _audit(request).append(who, "images added", project=project, count=len(asked.images))
     return _told(request, who, _project(request, who, project))
 
 
@@ -154,8 +156,8 @@ def add_readers(
     """Put readers into a project."""
     needs(who, "admin")
     _project(request, who, project)
+    audit_of(request).append(who, "readers added", project=project, readers=asked.readers)
     _projects(request).put(project, readers=asked.readers)
-    _audit(request).append(who, "readers added", project=project, readers=asked.readers)
     return _told(request, who, _project(request, who, project))
 
 
@@ -163,27 +165,25 @@ def add_readers(
 def next_image(project: ProjectId, who: Who, request: Request) -> dict[str, Any]:
     """Tell which image to label next: of those that fewest have labelled, the first."""
     found = _project(request, who, project)
-    drawn = [one for one in _images(request).of_project(project) if one.kind == "reader"]
-    done = {one.image_id for one in drawn if _is_own(one, who) and one.state == "submitted"}
-    left = [image_id for image_id in found.images if image_id not in done]
-    count = {
-        image_id: sum(one.image_id == image_id and one.state == "submitted" for one in drawn)
-        for image_id in left
-    }
-    return {"image": min(left, key=lambda image_id: count[image_id], default=None)}
+    by_image = _by_image(request, project)
+    left = [
+        image_id
+        for image_id in found.images
+        if not any(_is_own(one, who) and one.state == "submitted" for one in by_image[image_id])
+    ]
+    return {"image": min(left, key=lambda one: _submissions(by_image[one]), default=None)}
 
 
-@router.get(_OWN, response_class=FileResponse, responses=sends(GZIP))
+@router.get(_OWN, response_class=Response, responses=sends(GZIP))
 def own(project: ProjectId, image: ImageId, who: Who, request: Request) -> Response:
     """Send one's own labels."""
-    _image(request, who, project, image)
+    image_here(request, who, project, image)
     mine = _own(request, who, project, image)
     if mine is None:
         raise Refusal(404, "annotation", "annotation must be one that was saved")
-    place = _images(request).mask(mine)
-    return FileResponse(
-        place, media_type=GZIP, headers={"ETag": _etag(mine), "X-State": mine.state}
-    )
+    mine, content = images_of(request).content(mine)
+    headers = {"ETag": _etag(mine), "X-State": mine.state}
+    return Response(content, media_type=GZIP, headers=headers)
 
 
 @router.put(_OWN)
@@ -198,86 +198,30 @@ def save(
     if_match: Annotated[str | None, Header(max_length=40)] = None,
 ) -> dict[str, Any]:
     """Keep one's own labels: the body is a gzipped NIfTI file on the image's grid."""
-    found, shown = _image(request, who, project, image)
+    found, shown = image_here(request, who, project, image)
     mine = _own(request, who, project, image)
     if mine is not None and mine.state == "submitted":
         raise Refusal(409, "submitted", "annotation must be open: an admin can reopen it")
-    content = checked(_images(request), shown, body, found.labels)
-    kept = _keep(
+    content = checked(images_of(request), shown, body, found.labels)
+    did = "annotation submitted" if state == "submitted" else "annotation saved"
+    audit_of(request).append(who, did, project=project, image=image)
+    kept = keep(
         request, shown, found, content, kind="reader", author=who.person, state=state,
         after=_version(if_match),
     )  # fmt: skip
-    did = "annotation submitted" if state == "submitted" else "annotation saved"
-    _audit(request).append(who, did, project=project, image=image, version=kept.version)
     response.headers["ETag"] = _etag(kept)
     return {"version": kept.version, "state": kept.state}
-
-
-@router.post("/projects/{project}/images/{image}/reopen")
-def reopen(
-    project: ProjectId, image: ImageId, asked: Reopened, who: Who, request: Request
-) -> dict[str, Any]:
-    """Let a reader change what he has submitted."""
-    needs(who, "admin")
-    found, shown = _image(request, who, project, image)
-    for one in _drawn(request, project, image, "reader"):
-        if one.author == asked.reader and one.state == "submitted":
-            content = _images(request).mask(one).read_bytes()
-            kept = _keep(
-                request, shown, found, content, kind="reader", author=one.author, state="draft",
-                after=one.version,
-            )  # fmt: skip
-            _audit(request).append(
-                who, "annotation reopened", project=project, image=image, reader=asked.reader
-            )
-            return {"version": kept.version, "state": kept.state}
-    raise Refusal(404, "annotation", "annotation must be one that was submitted")
 
 
 @router.get("/projects/{project}/images/{image}/proposals")
 def proposals(project: ProjectId, image: ImageId, who: Who, request: Request) -> dict[str, Any]:
     """List what models drew on an image."""
-    _image(request, who, project, image)
-    return {"segmentations": [told(one) for one in _images(request).segmentations(image, "model")]}
-
-
-@router.get("/projects/{project}/images/{image}/agreement")
-def agreement(project: ProjectId, image: ImageId, who: Who, request: Request) -> dict[str, Any]:
-    """Tell how far the readers who submitted agree."""
-    needs(who, "admin")
-    found, _ = _image(request, who, project, image)
-    readers, volumes = _submitted(request, project, image)
-    return agreeing.agreement(readers, volumes, found.labels, found.target_kappa)
-
-
-@router.post("/projects/{project}/images/{image}/consensus")
-def consensus(
-    project: ProjectId, image: ImageId, asked: Nothing, who: Who, request: Request
-) -> dict[str, Any]:
-    """Make one label map of all that was submitted, by STAPLE."""
-    needs(who, "admin")
-    found, shown = _image(request, who, project, image)
-    _, volumes = _submitted(request, project, image)
-    content = _packed(agreeing.consensus(volumes))
-    kept = _keep(request, shown, found, content, kind="consensus", author="STAPLE", state="draft")
-    _audit(request).append(who, "consensus made", project=project, image=image)
-    return told(kept)
-
-
-@router.put("/projects/{project}/images/{image}/final")
-def decide(
-    project: ProjectId, image: ImageId, who: Who, request: Request, body: Sent
-) -> dict[str, Any]:
-    """Keep what was decided: the body is a gzipped NIfTI file on the image's grid."""
-    needs(who, "admin")
-    found, shown = _image(request, who, project, image)
-    content = checked(_images(request), shown, body, found.labels)
-    for former in _drawn(request, project, image, "final"):
-        if former.author != who.person:
-            raise Refusal(409, "final", "image must be undecided, or decided by the same person")
-    kept = _keep(request, shown, found, content, kind="final", author=who.person, state="final")
-    _audit(request).append(who, "decided", project=project, image=image, version=kept.version)
-    return told(kept)
+    image_here(request, who, project, image)
+    return {
+        "segmentations": [
+            told(request, one) for one in images_of(request).segmentations(image, "model")
+        ]
+    }
 
 
 def checked(images: Images, image: Image, body: bytes, labels: Any) -> bytes:
@@ -296,8 +240,8 @@ def checked(images: Images, image: Image, body: bytes, labels: Any) -> bytes:
     """
     most = int(np.prod(image.shape)) * _MOST_BYTES + _HEADER_BYTES
     try:
-        with igzip.IGzipFile(fileobj=io.BytesIO(body)) as packed:
-            content = packed.read(most + 1)
+        with igzip.IGzipFile(fileobj=io.BytesIO(body)) as sent:
+            content = sent.read(most + 1)
     except (OSError, EOFError, ValueError):
         raise Refusal(400, "labels", "labels must be a gzipped NIfTI file") from None
     if len(content) > most:
@@ -317,36 +261,42 @@ def checked(images: Images, image: Image, body: bytes, labels: Any) -> bytes:
     values = np.unique(volume.voxels)
     if not np.isin(values, [0, *labels]).all():
         raise Refusal(400, "labels", "labels must be those of the project, or 0")
-    return _packed(volume.with_voxels(volume.voxels.astype(np.uint16)))
+    return packed(volume.with_voxels(volume.voxels.astype(np.uint16)))
 
 
-def _packed(volume: Any) -> bytes:
+def packed(volume: Volume) -> bytes:
+    """Return labels as a gzipped NIfTI file."""
     with tempfile.TemporaryDirectory(prefix="qinjing-") as folder:
         file = Path(folder) / "labels.nii.gz"
         write_nifti(file, volume)
         return file.read_bytes()
 
 
-def _keep(
+def keep(
     request: Request, image: Image, project: Project, content: bytes, **said: Any
 ) -> Segmentation:
+    """Keep labels of a project; see `Images.add_segmentation`.
+
+    Raises:
+        Refusal: 409, they were changed elsewhere meanwhile.
+    """
     config: ServeConfig = request.app.state.config
     try:
-        return _images(request).add_segmentation(
+        return images_of(request).add_segmentation(
             image.image_id, labels=project.labels, product_class=config.product_class,
             content=content, project=project.project_id, **said,
         )  # fmt: skip
     except StaleError:
-        sentence = "annotation must be the version that is here: it was saved elsewhere meanwhile"
+        sentence = "labels must be of the version that is here: they were saved elsewhere meanwhile"
         raise Refusal(409, "version", sentence) from None
 
 
 def _told(request: Request, who: Token, one: Project) -> dict[str, Any]:
-    drawn = _images(request).of_project(one.project_id)
+    found = images_of(request).of_project(one.project_id)
     counted = "final" if who.may("admin") else "reader"
     done = {
         own.image_id
-        for own in drawn
+        for own in found
         if own.kind == counted and (counted == "final" or _is_own(own, who))
         and own.state != "draft"
     }  # fmt: skip
@@ -362,25 +312,26 @@ def _told(request: Request, who: Token, one: Project) -> dict[str, Any]:
     }
 
 
-def _submitted(request: Request, project: str, image: str) -> tuple[list[str], list[Any]]:
-    found = [one for one in _drawn(request, project, image, "reader") if one.state == "submitted"]
-    if len(found) < 2:
-        raise Refusal(
-            409, "readers", f"readers who submitted must be two or more, got {len(found)}"
-        )
-    found.sort(key=lambda one: one.author)
-    volumes = [read_nifti(_images(request).mask(one)) for one in found]
-    return [one.author for one in found], volumes
+def drawn(request: Request, project: str, image: str, kind: Any) -> list[Segmentation]:
+    """Return what was drawn of a kind on an image in a project."""
+    found = images_of(request).segmentations(image, kind)
+    return [one for one in found if one.project == project]
 
 
-def _drawn(request: Request, project: str, image: str, kind: Any) -> list[Segmentation]:
-    drawn = _images(request).segmentations(image, kind)
-    return [one for one in drawn if one.project == project]
+def _by_image(request: Request, project: str) -> Mapping[str, list[Segmentation]]:
+    found: defaultdict[str, list[Segmentation]] = defaultdict(list)
+    for one in images_of(request).of_project(project):
+        found[one.image_id].append(one)
+    return found
+
+
+def _submissions(here: Sequence[Segmentation]) -> int:
+    return sum(one.kind == "reader" and one.state == "submitted" for one in here)
 
 
 def _own(request: Request, who: Token, project: str, image: str) -> Segmentation | None:
-    drawn = _drawn(request, project, image, "reader")
-    return next((one for one in drawn if one.author == who.person), None)
+    found = drawn(request, project, image, "reader")
+    return next((one for one in found if one.author == who.person), None)
 
 
 def _is_own(one: Segmentation, who: Token) -> bool:
@@ -396,7 +347,12 @@ def _project(request: Request, who: Token, project_id: str) -> Project:
     return found
 
 
-def _image(request: Request, who: Token, project: str, image: str) -> tuple[Project, Image]:
+def image_here(request: Request, who: Token, project: str, image: str) -> tuple[Project, Image]:
+    """Return a project and its image, for who it names.
+
+    Raises:
+        Refusal: 403 or 404, it is not for these eyes, or not there.
+    """
     found = _project(request, who, project)
     if image not in found.images:
         raise Refusal(404, "image", "image must be one that is here")
@@ -404,7 +360,7 @@ def _image(request: Request, who: Token, project: str, image: str) -> tuple[Proj
 
 
 def _known(request: Request, images: list[str]) -> None:
-    if any(_images(request).get(image_id) is None for image_id in images):
+    if len(images_of(request).some(images)) < len(set(images)):
         raise Refusal(404, "image", "image must be one that is here")
 
 
@@ -423,13 +379,3 @@ def _etag(one: Segmentation) -> str:
 def _projects(request: Request) -> Projects:
     projects: Projects = request.app.state.projects
     return projects
-
-
-def _images(request: Request) -> Images:
-    images: Images = request.app.state.images
-    return images
-
-
-def _audit(request: Request) -> Audit:
-    audit: Audit = request.app.state.audit
-    return audit

@@ -3,13 +3,14 @@
 What may go out hangs on the product class that was declared for the model, and is decided here,
 before anything is made: a `tool` gives a segmentation and pictures, and no figure can be asked of
 it; a `diagnosis` gives the segmentation, and the rest once a named reader has confirmed it. The
-same study, model and instances give objects of the same UIDs, so that a second attempt after a
-lost worker is no second answer.
+same instances, model and voxels, confirmed by the same, give objects of the same UIDs: a second
+attempt after a lost worker is no second answer, and a corrected one is.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,9 +30,9 @@ from qinjing.export.dicom import Placed, maker_of, write_objects
 from qinjing.report.case_report import CaseReport, Finding, write_case_report
 from qinjing.report.declared import ServedModel
 from qinjing.report.findings import apart, findings_of
-from qinjing.report.measure import Measured, measure
+from qinjing.report.measure import lesion_map, measure
 from qinjing.report.product_class import allowed, must_be_confirmed
-from qinjing.serve.images import About, Image, Segmentation, image_id_of
+from qinjing.serve.drawn import About, Image, Segmentation, image_id_of
 from qinjing.serve.volumes import about
 from qinjing.tasks.predict import Segmenter, segment_cases
 from qinjing.volume import Volume
@@ -47,6 +48,7 @@ class Answered:
         segmentation: its labels, likewise.
         confidence: value → how sure a model of class `diagnosis` is of it, 0 to 1.
         files: the DICOM files that go back.
+        maker: digest of the model's weights.
     """
 
     about: About
@@ -54,9 +56,10 @@ class Answered:
     segmentation: Path
     confidence: Mapping[int, float]
     files: tuple[Path, ...]
+    maker: str
 
 
-def answer(study: Path, model: ServedModel, out: Path) -> list[Answered]:
+def answer(study: Path, model: ServedModel, out: Path) -> tuple[list[Answered], list[str]]:
     """Segment every fitting volume of a study, and write the DICOM files that answer it.
 
     Args:
@@ -64,8 +67,9 @@ def answer(study: Path, model: ServedModel, out: Path) -> list[Answered]:
         model: who answers.
         out: an empty folder, for these files and what they were made from.
 
-    Raises:
-        InputError: no series fits, or none could be answered.
+    Returns:
+        What was answered, and why other volumes that fit could not be; nothing of either where
+        no volume fits.
     """
     made: list[Answered] = []
     faults: list[str] = []
@@ -76,12 +80,7 @@ def answer(study: Path, model: ServedModel, out: Path) -> list[Answered]:
             made.append(_one(planned, model, folder))
         except InputError as error:
             faults.append(str(error))
-    if not made:
-        known = model.declared
-        got = faults[0] if faults else "none"
-        rule = f"of a series of {known.modality} with {known.least_slices} slices or more"
-        raise InputError("study", rule, got)
-    return made
+    return made, faults
 
 
 def confirmed_answer(
@@ -102,8 +101,7 @@ def confirmed_answer(
     """
     for planned in _fitting(study, model, []):
         if image_id_of(about(planned)) == image.image_id:
-            told = (said.confirmed_by, said.confidence)
-            return _documents(load(planned), read_nifti(labels), model, out, *told)
+            return _documents(load(planned), read_nifti(labels), model, out, said=said)
     raise InputError("study", "with the volume that was confirmed", "none")
 
 
@@ -120,17 +118,18 @@ def _one(planned: Planned, model: ServedModel, folder: Path) -> Answered:
     image = folder / "image.nii.gz"
     write_nifti(image, source.volume)  # the way of `predict`, and so its result
     sure = allowed("finding", model.product_class)
-    said = segment_cases(
+    refused = segment_cases(
         segmenter(model.run), [Case("segmentation", "", (image,))], folder, confidence=sure
-    )
-    if said["refused"]:
-        raise InputError("series", "one that can be segmented", said["refused"][0]["reason"])
-    labels = read_nifti(folder / "segmentation.nii.gz")
+    )["refused"]
+    if refused:
+        raise InputError("series", "one that can be segmented", refused[0]["reason"])
+    place = folder / "segmentation.nii.gz"
+    labels = read_nifti(place)
     chance = folder / "confidence" / "segmentation.nii.gz"
     confidence = _mean_confidence(labels, read_nifti(chance)) if sure else {}
     files = _documents(source, labels, model, folder, confidence=confidence)
-    place = folder / "segmentation.nii.gz"
-    return Answered(about(planned), image, place, confidence, tuple(files))
+    maker = maker_of(model.run).version
+    return Answered(about(planned), image, place, confidence, tuple(files), maker)
 
 
 def _mean_confidence(labels: Volume, chance: Volume) -> dict[int, float]:
@@ -148,14 +147,16 @@ def _documents(
     segmentation: Volume,
     model: ServedModel,
     folder: Path,
-    reader: str = "",
+    *,
     confidence: Mapping[int, float] | None = None,
+    said: Segmentation | None = None,
 ) -> list[Path]:
     """What goes back of one volume: all that the class may say, and that is confirmed."""
+    reader, confidence = said.confirmed_by if said else "", said.confidence if said else confidence
     labels = segmentation.canonical().restore_axes(source.volume)
     names, terms = model.labels()
     placed = Placed(labels, source, names, terms, Reading())
-    maker = _maker(source, model)
+    maker = _maker(source, model, labels)
     forms, told, measured = ["seg"], [], None
     if allowed("measurement", model.product_class):
         lesions, named, coded = apart(labels, names, terms)
@@ -165,17 +166,21 @@ def _documents(
         forms.append("sr")
     if must_be_confirmed(model.product_class) and not reader:
         return [write_objects(placed, folder, ["seg"], maker=maker)["seg"]]
+    # What is said of the voxels is another document when it, or who stands for it, changes.
+    more = [repr(sorted((confidence or {}).items())), reader, str(said.confirmed if said else 0)]
+    spoken = replace(maker, seed=_seed(str(maker.seed), *more))
     objects = write_objects(
-        placed, folder, forms, maker=maker, findings=told, verified_by=person_name(reader)
-    )
-    seen = findings(measured, model.product_class, names, terms, confidence or {})
+        placed, folder, forms, maker=maker, reporter=spoken, findings=told,
+        verified_by=person_name(reader),
+    )  # fmt: skip
+    seen = findings(labels, model.product_class, names, terms, confidence or {})
     report = CaseReport(
         source.volume, placed.segmentation, placed.names, model.product_class, card=model.card,
         measured=measured, findings=seen, confirmed_by=reader,
     )  # fmt: skip
     pdf = write_case_report(report, folder)["pdf"]
     title = f"{maker.algorithm}: {model.product_class}"[:64]
-    numbered = replace(maker, series_number=maker.series_number + 3)
+    numbered = replace(spoken, series_number=maker.series_number + 3)
     objects["pdf"] = write_pdf_object(
         folder / "report.dcm", Path(pdf).read_bytes(), source, title=title, maker=numbered
     )
@@ -183,7 +188,7 @@ def _documents(
 
 
 def findings(
-    measured: Measured | None,
+    labels: Volume,
     product_class: str,
     names: Mapping[int, str],
     terms: Mapping[str, Term],
@@ -192,22 +197,22 @@ def findings(
     """Return what a `diagnosis` says is there: each kind of lesion, as sure as the model is of it.
 
     Args:
-        measured: the segmentation, its lesions `apart` or not.
+        labels: label map (D, H, W).
         product_class: other classes find nothing.
         names: label value → name.
         terms: the user's own codes of names.
         confidence: label value → 0 to 1.
     """
-    if measured is None or not allowed("finding", product_class):
+    if not allowed("finding", product_class):
         return []
-    found = []
-    for value, name in names.items():
-        if (terms.get(name) or find_term(name)).category != ABNORMAL or value not in confidence:
-            continue
-        own = [one for one in measured.structures
-               if one.name == name or one.name.startswith(f"{name} ")]  # fmt: skip
-        found.append(Finding(f"{name}: {sum(one.count for one in own)}", confidence[value]))
-    return found
+    count = Counter(value for value, _ in lesion_map(labels, names)[1])
+    return [
+        Finding(f"{name}: {count[value]}", confidence[value])
+        for value, name in names.items()
+        if (terms.get(name) or find_term(name)).category == ABNORMAL
+        and value in confidence
+        and count[value]
+    ]
 
 
 def person_name(reader: str) -> str:
@@ -216,16 +221,24 @@ def person_name(reader: str) -> str:
     return f"{family}^{given}" if given else family
 
 
-def _maker(source: DicomVolume, model: ServedModel) -> Maker:
-    """Who makes it; its seed hangs on the model and on every instance, so that UIDs do."""
+def _maker(source: DicomVolume, model: ServedModel, labels: Volume) -> Maker:
+    """Who makes it; its seed hangs on model, instances and voxels, so that UIDs do."""
     maker = maker_of(model.run)
     parts = [maker.version, model.product_class]
     parts += sorted(one.sop_instance_uid for one in instances(source))
-    digest = hashlib.sha256("\0".join(parts).encode()).digest()
-    return replace(maker, seed=int.from_bytes(digest[:8], "big"))
+    parts.append(hashlib.sha256(np.ascontiguousarray(labels.voxels).data).hexdigest())
+    return replace(maker, seed=_seed(*parts))
+
+
+def _seed(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big")
+
+
+def segmenter(run: Path) -> Segmenter:
+    """Return a run's networks, as its weights are now; the last two stay in memory."""
+    return _loaded(run, maker_of(run).version)
 
 
 @lru_cache(maxsize=2)
-def segmenter(run: Path) -> Segmenter:
-    """Return a run's networks; the last two stay in memory."""
+def _loaded(run: Path, _: str) -> Segmenter:
     return Segmenter.load(run)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from qinjing.data.consent import Store
-from qinjing.errors import InputError
+from qinjing.errors import GeometryError, InputError, LabelError
 from qinjing.serve import consent, session
 from qinjing.serve.auth import Sessions, Throttle, Tokens
 from qinjing.serve.guard import REFUSALS, Guard, Refusal, fault
@@ -98,7 +98,7 @@ def _add_oidc(app: FastAPI, config: OidcConfig) -> None:
 
 def _add_clinic(app: FastAPI, folder: Path) -> None:
     """The routes over a folder of studies; packages that only they need come with them."""
-    from qinjing.serve import annotation, clicking, clinic
+    from qinjing.serve import annotation, clicking, clinic, deciding
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
     from qinjing.serve.labelling import routes as labelling
@@ -109,6 +109,7 @@ def _add_clinic(app: FastAPI, folder: Path) -> None:
     app.state.models = app.state.config.served
     app.include_router(clinic.router)
     app.include_router(annotation.router)
+    app.include_router(deciding.router)
     app.include_router(clicking.router)
     app.include_router(labelling.router)
 
@@ -135,10 +136,17 @@ def _add_refusals(app: FastAPI) -> None:
     def unavailable(_: Request, error: Any) -> JSONResponse:
         return JSONResponse(fault(error), 503)
 
+    def unfit(_: Request, error: Any) -> JSONResponse:
+        fault(error)
+        refusal = Refusal(409, "unfit", "what was asked of must fit together, and does not")
+        return JSONResponse(refusal.content, refusal.status)
+
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(InputError, unavailable)
+    for kind in (GeometryError, LabelError):
+        app.add_exception_handler(kind, unfit)
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:

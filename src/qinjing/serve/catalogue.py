@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qinjing.data.database import Database
+from qinjing.errors import FormatError
+from qinjing.serve.drawn import Segmentation
 from qinjing.serve.images import Images
 from qinjing.serve.jobs import Queue
 from qinjing.serve.projects import Projects
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
 # What is kept of a study to find it by, DICOM attribute → column.
 ABOUT = {
@@ -32,6 +34,10 @@ ABOUT = {
 # What is to be told of a study with several jobs: what is worst, or least far.
 StudyState = Literal["received", "done", "waiting", "working", "failed"]
 STATES: tuple[StudyState, ...] = ("received", "done", "waiting", "working", "failed")
+# Segmentations, structured reports, RT objects and encapsulated documents, by their UIDs' roots.
+_DERIVED = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{root}" for root in ("66", "88.", "104.", "481.3", "11.")
+)
 _FOUND_BY = ("patient_id", "patient_name", "accession", "description")
 _AT_ONCE = 500  # parameters of a statement: SQLite takes no more than some thousands
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161467)"
@@ -96,7 +102,9 @@ class Catalogue:
         self, folder: Path, database: Database, clock: Callable[[], float] = time.time
     ) -> None:
         self.folder, self.database, self._clock = folder, database, clock
-        self._instances, self._studies = _tables()
+        from qinjing.serve.tables import catalogue_tables
+
+        self._instances, self._studies = catalogue_tables(ABOUT.values())
         self.queue, self.images = Queue(database, clock), Images(folder, database, clock)
         self.projects = Projects(database, clock)
         if database.on_sqlite:  # readers and one writer do not wait for each other
@@ -217,10 +225,27 @@ class Catalogue:
                 count += self.queue.put(connection, kind, study.study_instance_uid, study.instances)
         return count
 
-    def release(self, study_instance_uid: str) -> None:
-        """Let what a reader confirmed of a study be sent."""
-        with self.database.writing() as connection:
-            self.queue.put(connection, "release", study_instance_uid, int(self._clock()))
+    def confirm(self, one: Segmentation, by: str, study: str, told: Callable[[], None]) -> bool:
+        """Record who stands for what a model says, and let what waited for it be sent.
+
+        Both are done, or neither.
+
+        Args:
+            one: in the version that was looked at.
+            by: the reader.
+            study: whose answer waits for it, "" for none.
+            told: writes it into the audit; where that fails, nothing is confirmed.
+
+        Returns:
+            False where it is confirmed already, or another now.
+        """
+        with self.database.writing("LOCK TABLE job IN SHARE ROW EXCLUSIVE MODE") as connection:
+            if not self.images.confirm(connection, one, by):
+                return False
+            if study:
+                self.queue.put_next(connection, "release", study)
+            told()
+        return True
 
     def _studies_where(self, *which: Any) -> list[Study]:
         from sqlalchemy import select
@@ -285,9 +310,18 @@ class Catalogue:
             "series": instance.series_instance_uid, "study": instance.study_instance_uid,
             "sha256": digest, "bytes": size, "received": now,
         }  # fmt: skip
+        from sqlalchemy import select
+
+        patient = connection.scalar(
+            select(studies.c.patient_id).where(studies.c.study == instance.study_instance_uid)
+        )
+        if patient not in (None, instance.about.get("PatientID", "")):
+            raise FormatError("PatientID", "that of the study's other instances", "another")
         made = connection.execute(insert(self._instances).values(row).on_conflict_do_nothing())
         if not made.rowcount:
             return False
+        # What models and people made of a study comes back to it: that is nothing new to answer.
+        more = 0 if instance.sop_class_uid.startswith(_DERIVED) else 1
         about = {column: instance.about.get(name, "") for name, column in ABOUT.items()}
         statement = insert(studies).values(
             study=instance.study_instance_uid,
@@ -301,7 +335,7 @@ class Catalogue:
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["study"],
-                set_={"instances": studies.c.instances + 1, "last": now},
+                set_={"instances": studies.c.instances + more, "last": now},
             )
         )
         return True
@@ -359,29 +393,3 @@ def _digest(uid: str) -> str:
 def _study(row: Any) -> Study:
     about = {name: getattr(row, column) for name, column in ABOUT.items()}
     return Study(row.study, row.instances, row.first, row.last, about, STATES[row.rank])
-
-
-def _tables() -> tuple[Table, Table]:
-    from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
-
-    instances = Table(
-        "instance", MetaData(),
-        Column("instance", Text, primary_key=True),
-        *(Column(name, Text, nullable=False) for name in ("class", "series", "study", "sha256")),
-        Column("bytes", Integer, nullable=False),
-        Column("received", Float(53), nullable=False),
-    )  # fmt: skip
-    Index("instance_study", instances.c.study)
-    studies = Table(
-        "study", MetaData(),
-        Column("study", Text, primary_key=True),
-        Column("key", Text, nullable=False, unique=True),
-        Column("instances", Integer, nullable=False),
-        Column("queued", Integer, nullable=False),
-        Column("first", Float(53), nullable=False),
-        Column("last", Float(53), nullable=False),
-        *(Column(name, Text, nullable=False) for name in ABOUT.values()),
-    )  # fmt: skip
-    Index("study_patient", studies.c.patient_id)
-    Index("study_first", studies.c.first, studies.c.study)
-    return instances, studies

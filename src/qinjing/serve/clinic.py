@@ -7,8 +7,6 @@ bodies alone. What is not for somebody's eyes is answered as what is not there.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,16 +15,17 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from qinjing.report.product_class import KINDS, allowed, must_be_confirmed
+from qinjing.report.product_class import allowed, must_be_confirmed
 from qinjing.serve import looked
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Right, Token
 from qinjing.serve.catalogue import Catalogue, Study, StudyState, study_key
+from qinjing.serve.drawn import Image, Segmentation
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import Image, Images, Segmentation
+from qinjing.serve.images import Images
 from qinjing.serve.projects import Projects
 from qinjing.serve.session import Who
-from qinjing.serve.settings import ServeConfig
+from qinjing.serve.telling import described, entries, served_of, terms_of, told
 
 router = APIRouter(prefix="/api", tags=["clinic"])
 GZIP = "application/gzip"
@@ -58,15 +57,23 @@ class Nothing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Looked(BaseModel):
+    """Which version of a segmentation was looked at."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = Field(ge=1, le=10**9)
+
+
 @router.post("/studies")
 def studies(asked: Sought, who: Who, request: Request) -> dict[str, Any]:
     """List studies, the newest first, a page at a time."""
     needs(who, "study.read")
+    audit_of(request).append(who, "worklist read")
     catalogue = _catalogue(request)
     found = catalogue.studies(asked.after or "", asked.limit + 1, asked.search, asked.state)
     page = found[: asked.limit]
     return {
-        "studies": _told(catalogue, page),
+        "studies": entries(catalogue, page),
         "next": study_key(page[-1].study_instance_uid) if len(found) > len(page) else None,
         "counts": catalogue.counts(asked.search),
     }
@@ -83,8 +90,8 @@ def study(study: StudyKey, who: Who, request: Request) -> dict[str, Any]:
          "description": one.about["StudyDescription"], "modality": one.about["Modality"]}
         for one in catalogue.others(found)
     ]  # fmt: skip
-    _audit(request).append(who, "study opened", study=study)
-    (entry,) = _told(catalogue, [found])
+    audit_of(request).append(who, "study opened", study=study)
+    (entry,) = entries(catalogue, [found])
     return {**entry, "images": [described(one) for one in images], "others": others}
 
 
@@ -92,8 +99,9 @@ def study(study: StudyKey, who: Who, request: Request) -> dict[str, Any]:
 def again(study: StudyKey, asked: Nothing, who: Who, request: Request) -> dict[str, Any]:
     """Let what failed on a study be tried anew."""
     needs(who, "admin")
-    queued = _catalogue(request).again(_study(request, study), ("show",))
-    _audit(request).append(who, "study queued again", study=study)
+    found = _study(request, study)
+    audit_of(request).append(who, "study queued again", study=study)
+    queued = _catalogue(request).again(found, ("show",))
     return {"queued": queued}
 
 
@@ -107,16 +115,16 @@ def image(image: Id, who: Who, request: Request) -> dict[str, Any]:
 def volume(image: Id, who: Who, request: Request) -> FileResponse:
     """Send an image as NIfTI."""
     found = seen_image(request, who, image)
-    _audit(request).append(who, "image opened", image=image)
-    return FileResponse(_images(request).volume(found.image_id), media_type=GZIP)
+    audit_of(request).append(who, "image opened", image=image)
+    return FileResponse(images_of(request).volume(found.image_id), media_type=GZIP)
 
 
 @router.get("/images/{image}/segmentations")
 def segmentations(image: Id, who: Who, request: Request) -> dict[str, Any]:
     """List what was drawn on an image, of what is for these eyes."""
     found = seen_image(request, who, image)
-    drawn = _images(request).segmentations(found.image_id)
-    return {"segmentations": [told(one) for one in drawn if _for_eyes(who, one)]}
+    drawn = images_of(request).segmentations(found.image_id)
+    return {"segmentations": [told(request, one) for one in drawn if _for_eyes(request, who, one)]}
 
 
 @router.get(
@@ -125,13 +133,13 @@ def segmentations(image: Id, who: Who, request: Request) -> dict[str, Any]:
 def mask(segmentation: Id, who: Who, request: Request) -> FileResponse:
     """Send a segmentation as NIfTI, whole numbers on its image's grid."""
     one = _segmentation(request, who, segmentation)
-    return FileResponse(_images(request).mask(one), media_type=GZIP)
+    return FileResponse(images_of(request).mask(one), media_type=GZIP)
 
 
 @router.get("/segmentations/{segmentation}/places")
 def places(segmentation: Id, who: Who, request: Request) -> dict[str, Any]:
     """Tell where each label lies."""
-    return {"places": looked.places(_images(request), _segmentation(request, who, segmentation))}
+    return {"places": looked.places(images_of(request), _segmentation(request, who, segmentation))}
 
 
 @router.get("/segmentations/{segmentation}/measures")
@@ -139,7 +147,8 @@ def measures(segmentation: Id, who: Who, request: Request) -> dict[str, Any]:
     """Tell what a segmentation measures, where its product class lets that out."""
     one = _segmentation(request, who, segmentation)
     _let_out(who, one)
-    return looked.figures(_images(request), one)
+    audit_of(request).append(who, "figures read", segmentation=segmentation)
+    return looked.figures(images_of(request), one, terms_of(request, one))
 
 
 @router.get(
@@ -157,14 +166,12 @@ def report(
     one = _segmentation(request, who, segmentation)
     if allowed("measurement", one.product_class):
         _let_out(who, one)
-    config: ServeConfig = request.app.state.config
-    cards = {model.name: model.card for model in config.served}
-    files = looked.report(
-        _images(request), one, cards.get(one.author, {"name": one.author}), language
-    )
+    model = served_of(request, one)
+    card = model.card if model else {"name": one.author}
+    files = looked.report(images_of(request), one, card, terms_of(request, one), language)
     if form not in files:
         raise Refusal(404, "form", f"report must be of a form that there is, got {form}")
-    _audit(request).append(who, "report opened", segmentation=segmentation, form=form)
+    audit_of(request).append(who, "report opened", segmentation=segmentation, form=form)
     if form == "pdf":
         return FileResponse(files[form], media_type="application/pdf")
     # A report stands alone: its own style and pictures lie in it, and nothing of it runs.
@@ -182,19 +189,19 @@ def report(
 def seg(segmentation: Id, who: Who, request: Request) -> Response:
     """Send a segmentation as DICOM SEG, beside the series that its image came from."""
     one = _segmentation(request, who, segmentation)
-    found = _images(request).get(one.image_id)
+    found = images_of(request).get(one.image_id)
     if found is None or not found.study:
         raise Refusal(409, "source", "image must come from a DICOM series, to be answered in one")
     study = _catalogue(request).place(found.study)
     with tempfile.TemporaryDirectory() as folder:
-        file = looked.dicom_seg(_images(request), found, one, study, Path(folder))
+        file = looked.dicom_seg(images_of(request), found, one, study, Path(folder))
         content = file.read_bytes()
-    _audit(request).append(who, "segmentation exported", segmentation=segmentation)
+    audit_of(request).append(who, "segmentation exported", segmentation=segmentation)
     return Response(content, media_type="application/dicom")
 
 
 @router.post("/segmentations/{segmentation}/confirm")
-def confirm(segmentation: Id, asked: Nothing, who: Who, request: Request) -> dict[str, Any]:
+def confirm(segmentation: Id, asked: Looked, who: Who, request: Request) -> dict[str, Any]:
     """Stand, by name, for what a model says; what waited for it is sent."""
     needs(who, "confirm")
     one = _segmentation(request, who, segmentation)
@@ -202,18 +209,20 @@ def confirm(segmentation: Id, asked: Nothing, who: Who, request: Request) -> dic
         raise Refusal(409, "kind", f"segmentation must be a model's, got a {one.kind}'s")
     if not who.name:
         raise Refusal(403, "name", "reader must have a name: ask for a token with --name")
-    catalogue = _catalogue(request)
-    now = catalogue.images.confirm(one, who.person)
-    if now.confirmed_by != who.person:
+    found = images_of(request).get(one.image_id)
+    waits = must_be_confirmed(one.product_class) and found is not None
+
+    def told_of() -> None:
+        audit_of(request).append(
+            who, "confirmed", segmentation=segmentation, version=one.version, model=one.author,
+            product_class=one.product_class,
+        )  # fmt: skip
+
+    study = found.study if found is not None and waits else ""
+    looked_at = one.version == asked.version
+    if not looked_at or not _catalogue(request).confirm(one, who.person, study, told_of):
         raise Refusal(409, "confirmed", "segmentation must be unconfirmed and as it was looked at")
-    _audit(request).append(
-        who, "confirmed", segmentation=segmentation, version=one.version,
-        product_class=one.product_class,
-    )  # fmt: skip
-    found = catalogue.images.get(one.image_id)
-    if found is not None and found.study and must_be_confirmed(one.product_class):
-        catalogue.release(found.study)
-    return told(now)
+    return told(request, images_of(request).segmentation(segmentation) or one)
 
 
 def needs(who: Token, right: Right) -> None:
@@ -232,7 +241,7 @@ def seen_image(request: Request, who: Token, image_id: str) -> Image:
     Raises:
         Refusal: 404, it is not there, or not for these eyes: nobody learns which.
     """
-    found = _images(request).get(image_id)
+    found = images_of(request).get(image_id)
     if found is None or not (who.may("study.read") or _named(request, who, image_id)):
         raise Refusal(404, "image", "image must be one that is here")
     return found
@@ -242,41 +251,6 @@ def _named(request: Request, who: Token, image_id: str) -> bool:
     """Whether a project lets somebody annotate an image."""
     projects: Projects = request.app.state.projects
     return who.may("annotate") and projects.sees(who.person, image_id)
-
-
-def described(image: Image) -> dict[str, Any]:
-    """Return what a page needs to know of an image."""
-    return {
-        "image": image.image_id,
-        "study": study_key(image.study) if image.study else None,
-        "name": image.name,
-        "modality": image.modality,
-        "description": image.description,
-        "shape": image.shape,
-        "spacing_mm": image.spacing_mm,
-        "units": image.units,
-        "window": image.window,
-    }
-
-
-def told(one: Segmentation) -> dict[str, Any]:
-    """Return what a page needs to know of a segmentation."""
-    confirmed = {"by": one.confirmed_by, "at": _iso(one.confirmed)} if one.confirmed_by else None
-    return {
-        "segmentation": one.segmentation_id,
-        "image": one.image_id,
-        "kind": one.kind,
-        "author": one.author,
-        "state": one.state,
-        "labels": {str(value): name for value, name in one.labels.items()},
-        "product_class": one.product_class,
-        "made": _iso(one.made),
-        "may": [kind for kind in KINDS if allowed(kind, one.product_class)],
-        "confirmed": confirmed,
-        "needs_confirmation": one.kind == "model"
-        and must_be_confirmed(one.product_class)
-        and not confirmed,
-    }
 
 
 def _let_out(who: Token, one: Segmentation) -> None:
@@ -293,19 +267,26 @@ def _let_out(who: Token, one: Segmentation) -> None:
         raise Refusal(403, "unconfirmed", "a named reader must confirm it first")
 
 
-def _for_eyes(who: Token, one: Segmentation) -> bool:
-    """Readers are blind to one another, and to what is made of them all until it is final."""
+def _for_eyes(request: Request, who: Token, one: Segmentation) -> bool:
+    """Readers are blind to one another, and to what was decided until they have submitted."""
     if who.may("admin") or one.kind == "model":
         return True
     if one.kind == "reader":
         return one.author == who.person
-    return one.kind == "final" and who.may("study.read")
+    if one.kind != "final" or not who.may("study.read"):
+        return False
+    project = request.app.state.projects.get(one.project)
+    if project is None or who.person not in project.readers:
+        return True
+    mine = [own for own in images_of(request).segmentations(one.image_id, "reader")
+            if own.author == who.person and own.project == one.project]  # fmt: skip
+    return any(own.state == "submitted" for own in mine)
 
 
 def _segmentation(request: Request, who: Token, segmentation_id: str) -> Segmentation:
-    one = _images(request).segmentation(segmentation_id)
+    one = images_of(request).segmentation(segmentation_id)
     missing = Refusal(404, "segmentation", "segmentation must be one that is here")
-    if one is None or not _for_eyes(who, one):
+    if one is None or not _for_eyes(request, who, one):
         raise missing
     try:
         seen_image(request, who, one.image_id)
@@ -321,48 +302,17 @@ def _study(request: Request, key: str) -> Study:
     return found
 
 
-def _told(catalogue: Catalogue, found: list[Study]) -> list[dict[str, Any]]:
-    counted = catalogue.images.counted([one.study_instance_uid for one in found])
-    return [_entry(catalogue, one, counted.get(one.study_instance_uid, (0, 0))) for one in found]
-
-
-def _entry(catalogue: Catalogue, one: Study, counts: tuple[int, int]) -> dict[str, Any]:
-    about: Mapping[str, str] = one.about
-    jobs = catalogue.queue.of(one.study_instance_uid)
-    return {
-        "study": study_key(one.study_instance_uid),
-        "patient_name": about["PatientName"],
-        "patient_id": about["PatientID"],
-        "birth_date": about["PatientBirthDate"],
-        "study_date": about["StudyDate"],
-        "description": about["StudyDescription"],
-        "modality": about["Modality"],
-        "accession": about["AccessionNumber"],
-        "instances": one.instances,
-        "received": _iso(one.first),
-        "state": one.state,
-        "jobs": [
-            {"kind": job.kind, "state": job.state, "attempts": job.attempts, "reason": job.reason}
-            for job in jobs
-        ],
-        "images": counts[0],
-        "segmentations": counts[1],
-    }
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
-
-
 def _catalogue(request: Request) -> Catalogue:
     catalogue: Catalogue = request.app.state.catalogue
     return catalogue
 
 
-def _images(request: Request) -> Images:
+def images_of(request: Request) -> Images:
+    """Return the service's images."""
     return _catalogue(request).images
 
 
-def _audit(request: Request) -> Audit:
+def audit_of(request: Request) -> Audit:
+    """Return the service's record of who looked and who changed what."""
     audit: Audit = request.app.state.audit
     return audit

@@ -6,15 +6,14 @@ is. Files are named by digests and random numbers of ours, and written whole or 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,98 +21,26 @@ from qinjing.config import atomic_path
 from qinjing.data.database import Database
 from qinjing.data.nifti import read_header
 from qinjing.errors import FormatError
+from qinjing.evidence.digests import digest
+from qinjing.serve.drawn import (
+    About,
+    Image,
+    Kind,
+    Segmentation,
+    StaleError,
+    State,
+    image_id_of,
+    image_of,
+    row_of,
+    segmentation_of,
+)
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
+    from sqlalchemy import Connection, Table
 
-Kind = Literal["model", "reader", "consensus", "final"]
-State = Literal["draft", "submitted", "final"]
-KINDS: tuple[Kind, ...] = ("model", "reader", "consensus", "final")
+_AT_ONCE = 500  # ids in one query
+_ATTEMPTS = 3
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161468)"
-
-
-class StaleError(Exception):
-    """A segmentation was changed by another since it was read."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One volume that can be shown.
-
-    Attributes:
-        image_id: 32 hexadecimal digits.
-        study: StudyInstanceUID, "" for an image of a data set.
-        series: SeriesInstanceUID, likewise.
-        what: which of the series' volumes it is, "" where there is one.
-        name: what it is called, which names no patient.
-        modality: as DICOM has it, "" where nobody knows.
-        description: of the series.
-        shape: voxels along (i, j, k) of the NIfTI file.
-        spacing_mm: between them.
-        units: of its grey values, "" where nobody knows.
-        window: (name, low, high), the one to begin with first.
-    """
-
-    image_id: str
-    study: str
-    series: str
-    what: str
-    name: str
-    modality: str
-    description: str
-    shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    units: str
-    window: tuple[tuple[str, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What somebody or a model drew on an image.
-
-    Attributes:
-        segmentation_id: 32 hexadecimal digits.
-        image_id: on which.
-        kind: one of `KINDS`.
-        author: the model's name, or the person's.
-        state: a draft, submitted, or final.
-        labels: value → name.
-        product_class: of the model that made it; of the service's deployment for a person's.
-        made: seconds since 1970.
-        confirmed_by: the reader who confirmed what the model says, "" where nobody did.
-        confirmed: when, seconds since 1970; 0 where nobody did.
-        version: 1 and one more with each change.
-        confidence: value → how sure a model of class `diagnosis` is of it, 0 to 1.
-        project: in which it was drawn, "" where in none.
-    """
-
-    segmentation_id: str
-    image_id: str
-    kind: Kind
-    author: str
-    state: State
-    labels: Mapping[int, str]
-    product_class: str
-    made: float
-    confirmed_by: str = ""
-    confirmed: float = 0.0
-    version: int = 1
-    confidence: Mapping[int, float] = field(default_factory=dict)
-    project: str = ""
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known of an image that is taken in; see `Image`."""
-
-    study: str = ""
-    series: str = ""
-    what: str = ""
-    name: str = ""
-    modality: str = ""
-    description: str = ""
-    units: str = ""
-    window: tuple[tuple[str, float, float], ...] = field(default=())
 
 
 class Images:
@@ -129,7 +56,9 @@ class Images:
         self, folder: Path, database: Database, clock: Callable[[], float] = time.time
     ) -> None:
         self.folder, self._database, self._clock = folder, database, clock
-        self._images, self._segmentations = _tables()
+        from qinjing.serve.tables import image_tables
+
+        self._images, self._segmentations = image_tables()
         with database.writing(_TABLES_MADE) as connection:
             self._images.create(connection, checkfirst=True)
             self._segmentations.create(connection, checkfirst=True)
@@ -145,6 +74,8 @@ class Images:
             FormatError: it is no NIfTI file.
         """
         header = read_header(file)
+        if not about.instances:  # two data sets may call two images alike
+            about = replace(about, instances=digest(file))
         known = self.find(about)
         if known is not None:
             return known
@@ -165,7 +96,8 @@ class Images:
             row[name] = json.dumps(row[name])
         with self._database.writing() as connection:
             if connection.execute(t.select().where(t.c.image_id == image_id)).first() is None:
-                connection.execute(t.insert().values({**row, "made": self._clock()}))
+                more = {"made": self._clock(), "former": False}
+                connection.execute(t.insert().values(row | more))
         return image
 
     def find(self, about: About) -> Image | None:
@@ -175,15 +107,32 @@ class Images:
     def get(self, image_id: str) -> Image | None:
         """Return an image by its id."""
         found = self._found(self._images, self._images.c.image_id == image_id)
-        return _image(found[0]) if found else None
+        return image_of(found[0]) if found else None
 
     def all(self) -> list[Image]:
         """Return every image, in the order in which they came."""
-        return [_image(row) for row in self._found(self._images)]
+        return [image_of(row) for row in self._found(self._images)]
+
+    def some(self, image_ids: Sequence[str]) -> dict[str, Image]:
+        """Return images by their ids, of those that are here."""
+        found: dict[str, Image] = {}
+        for start in range(0, len(image_ids), _AT_ONCE):
+            part = list(image_ids[start : start + _AT_ONCE])
+            rows = self._found(self._images, self._images.c.image_id.in_(part))
+            found |= {row.image_id: image_of(row) for row in rows}
+        return found
 
     def of_study(self, study: str) -> list[Image]:
-        """Return the images of a study."""
-        return [_image(row) for row in self._found(self._images, self._images.c.study == study)]
+        """Return the images of a study as it is now: those of fewer instances are left out."""
+        t = self._images
+        return [image_of(row) for row in self._found(t, (t.c.study == study) & ~t.c.former)]
+
+    def keep_alone(self, study: str, image_ids: Sequence[str]) -> None:
+        """Say which images a study has now; others were made of fewer of its instances."""
+        t = self._images
+        with self._database.writing() as connection:
+            former = (t.c.study == study) & t.c.image_id.not_in(list(image_ids))
+            connection.execute(t.update().where(former).values(former=True))
 
     def counted(self, studies: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Return how many images, and segmentations of models, each of some studies has."""
@@ -197,7 +146,7 @@ class Images:
                 func.count(s.c.segmentation_id.distinct()),
             )
             .join(s, (s.c.image_id == i.c.image_id) & (s.c.kind == "model"), isouter=True)
-            .where(i.c.study.in_(list(studies)))
+            .where(i.c.study.in_(list(studies)) & ~i.c.former)
             .group_by(i.c.study)
         )
         with self._database.connected() as connection:
@@ -219,12 +168,13 @@ class Images:
         state: State = "final",
         confidence: Mapping[int, float] | None = None,
         project: str = "",
+        maker: str = "",
         after: int | None = None,
     ) -> Segmentation:
         """Keep a segmentation; an author's former one of this kind on this image is replaced.
 
-        The same content again changes nothing, so that a second attempt of a model leaves what a
-        reader confirmed.
+        The same again changes nothing, so that a second attempt of a model leaves what a reader
+        confirmed. What is final is replaced by who decided it alone.
 
         Args:
             image_id: of an image that is here.
@@ -236,100 +186,103 @@ class Images:
             state: likewise.
             confidence: likewise.
             project: likewise.
+            maker: likewise.
             after: version that was changed, 0 for none; None replaces whatever is there.
 
         Raises:
-            StaleError: another version is there.
+            StaleError: another version is there, or what is final is another's.
         """
+        made = Segmentation(
+            secrets.token_hex(16), image_id, kind, author, state, dict(labels), product_class,
+            self._clock(), confidence=dict(confidence or {}), project=project, maker=maker,
+        )  # fmt: skip
+        return self._put(made, content, after)
+
+    def _put(self, made: Segmentation, content: bytes, after: int | None) -> Segmentation:
         t = self._segmentations
-        same = (t.c.image_id == image_id) & (t.c.kind == kind) & (t.c.author == author)
-        same &= t.c.project == project
+        same = (t.c.image_id == made.image_id) & (t.c.kind == made.kind)
+        same &= t.c.project == made.project
+        if made.kind in ("model", "reader"):
+            same &= t.c.author == made.author
         with self._database.writing("LOCK TABLE segmentation IN EXCLUSIVE MODE") as connection:
-            former = connection.execute(t.select().where(same)).first()
-            if after is not None and after != (former.version if former else 0):
+            row = connection.execute(t.select().where(same)).first()
+            former = segmentation_of(row) if row else None
+            theirs = former and former.kind == "final" and former.author != made.author
+            if theirs or (after is not None and after != (former.version if former else 0)):
                 raise StaleError
-            if former and self._same(_segmentation(former), state, labels, product_class, content):
-                return _segmentation(former)
-            made = Segmentation(
-                former.segmentation_id if former else secrets.token_hex(16),
-                image_id, kind, author, state, dict(labels), product_class, self._clock(),
-                version=former.version + 1 if former else 1, confidence=dict(confidence or {}),
-                project=project,
-            )  # fmt: skip
-            place = self._file(made)
+            if former:
+                if self._is_same(former, made, content):
+                    return former
+                made = replace(
+                    made, segmentation_id=former.segmentation_id, version=former.version + 1
+                )
+            place = self.mask(made)
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with atomic_path(place) as temporary:
                 temporary.write_bytes(content)
-            row = asdict(made)
-            for name in ("labels", "confidence"):
-                row[name] = json.dumps({str(value): said for value, said in row[name].items()})
             if former:
-                connection.execute(t.update().where(same).values(row))
+                connection.execute(t.update().where(same).values(row_of(made)))
             else:
-                connection.execute(t.insert().values(row))
+                connection.execute(t.insert().values(row_of(made)))
         if former:
-            self._file(replace(made, version=former.version)).unlink(missing_ok=True)
+            self.mask(former).unlink(missing_ok=True)
         return made
 
     def segmentation(self, segmentation_id: str) -> Segmentation | None:
         """Return a segmentation by its id."""
         t = self._segmentations
         found = self._found(t, t.c.segmentation_id == segmentation_id)
-        return _segmentation(found[0]) if found else None
+        return segmentation_of(found[0]) if found else None
 
     def segmentations(self, image_id: str, kind: Kind | None = None) -> list[Segmentation]:
         """Return what was drawn on an image, what was changed last last."""
         t = self._segmentations
         which = [t.c.image_id == image_id, *([t.c.kind == kind] if kind else [])]
-        return [_segmentation(row) for row in self._found(t, *which)]
+        return [segmentation_of(row) for row in self._found(t, *which)]
 
     def of_project(self, project: str) -> list[Segmentation]:
         """Return what was drawn in a project."""
         t = self._segmentations
-        return [_segmentation(row) for row in self._found(t, t.c.project == project)]
+        return [segmentation_of(row) for row in self._found(t, t.c.project == project)]
 
     def mask(self, segmentation: Segmentation) -> Path:
         """Return the NIfTI file of a segmentation that is here."""
-        return self._file(segmentation)
+        name = f"{segmentation.segmentation_id}.{segmentation.version}.nii.gz"
+        return self.volume(segmentation.image_id).with_name(name)
 
-    def confirm(self, segmentation: Segmentation, by: str) -> Segmentation:
-        """Record who stands for what a model says; of two at once the first does.
+    def content(self, segmentation: Segmentation) -> tuple[Segmentation, bytes]:
+        """Return a segmentation as it is now with its file, though it is replaced meanwhile."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return segmentation, self.mask(segmentation).read_bytes()
+            except FileNotFoundError:
+                segmentation = self.segmentation(segmentation.segmentation_id) or segmentation
+        return segmentation, self.mask(segmentation).read_bytes()
+
+    def confirm(self, connection: Connection, segmentation: Segmentation, by: str) -> bool:
+        """Record who stands for what a model says; False where it is confirmed, or another now.
 
         Args:
+            connection: of the transaction of what follows from it.
             segmentation: of a model, in the version that was looked at.
             by: the reader.
         """
         t = self._segmentations
         same = (t.c.segmentation_id == segmentation.segmentation_id) & (t.c.confirmed_by == "")
         same &= t.c.version == segmentation.version
-        with self._database.writing() as connection:
-            connection.execute(
-                t.update().where(same).values(confirmed_by=by, confirmed=self._clock())
-            )
-        return self.segmentation(segmentation.segmentation_id) or segmentation
+        said = t.update().where(same).values(confirmed_by=by, confirmed=self._clock())
+        return bool(connection.execute(said).rowcount)
 
-    def _same(
-        self, former: Segmentation, state: State, labels: Mapping[int, str],
-        product_class: str, content: bytes,
-    ) -> bool:  # fmt: skip
-        said = (former.state, dict(former.labels), former.product_class)
-        return said == (state, dict(labels), product_class) and (
-            self._file(former).read_bytes() == content
-        )
-
-    def _file(self, segmentation: Segmentation) -> Path:
-        name = f"{segmentation.segmentation_id}.{segmentation.version}.nii.gz"
-        return self.volume(segmentation.image_id).with_name(name)
+    def _is_same(self, former: Segmentation, made: Segmentation, content: bytes) -> bool:
+        """Whether nothing but the moment would change."""
+        names = ("author", "state", "labels", "product_class", "confidence", "maker")
+        if any(getattr(former, name) != getattr(made, name) for name in names):
+            return False
+        return self.mask(former).read_bytes() == content
 
     def _found(self, table: Table, *which: Any) -> list[Any]:
         with self._database.connected() as connection:
             return list(connection.execute(table.select().where(*which).order_by(table.c.made)))
-
-
-def image_id_of(about: About) -> str:
-    """Return the id of an image by what it is, so that a second attempt gives the same."""
-    parts = (about.study, about.series, about.what if about.series else about.name)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _lengths(affine: np.ndarray) -> tuple[float, ...]:
@@ -349,45 +302,3 @@ def _as_gzip(file: Path, target: Path) -> None:
             shutil.copyfileobj(source, packed)
     else:
         raise FormatError("image", "a .nii or .nii.gz", file.suffix or "none", where=file)
-
-
-def _image(row: Any) -> Image:
-    values = dict(row._mapping)
-    values.pop("made")
-    for name in ("shape", "spacing_mm"):
-        values[name] = tuple(json.loads(values[name]))
-    values["window"] = tuple(tuple(one) for one in json.loads(values["window"]))
-    return Image(**values)
-
-
-def _segmentation(row: Any) -> Segmentation:
-    values = dict(row._mapping)
-    for name in ("labels", "confidence"):
-        values[name] = {int(value): said for value, said in json.loads(values[name]).items()}
-    return Segmentation(**values)
-
-
-def _tables() -> tuple[Table, Table]:
-    from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text, UniqueConstraint
-
-    def texts(*names: str) -> list[Column[str]]:
-        return [Column(name, Text, nullable=False) for name in names]
-
-    images = Table(
-        "image", MetaData(),
-        Column("image_id", Text, primary_key=True),
-        *texts("study", "series", "what", "name", "modality", "description", "shape",
-               "spacing_mm", "units", "window"),
-        Column("made", Float(53), nullable=False),
-    )  # fmt: skip
-    Index("image_study", images.c.study)
-    segmentations = Table(
-        "segmentation", MetaData(),
-        Column("segmentation_id", Text, primary_key=True),
-        *texts("image_id", "kind", "author", "state", "labels", "product_class", "confirmed_by",
-               "confidence", "project"),
-        *(Column(name, Float(53), nullable=False) for name in ("made", "confirmed")),
-        Column("version", Integer, nullable=False),
-        UniqueConstraint("image_id", "kind", "author", "project"),
-    )  # fmt: skip
-    return images, segmentations

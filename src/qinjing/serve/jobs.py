@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from qinjing.data.database import Database
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
 State = Literal["waiting", "taken", "done", "failed"]
 LEASE_S = 60.0
-MOST_ATTEMPTS = 5
+MOST_ATTEMPTS = 10  # over three quarters of an hour: an archive may be away for as long
 _PAUSE_S = 5.0  # before a second attempt; twice as long before each further one
 _TABLE_MADE = "SELECT pg_advisory_xact_lock(7161466)"
 
@@ -64,7 +64,9 @@ class Queue:
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
-        self._database, self._clock, self._table = database, clock, _table()
+        from qinjing.serve.tables import job_table
+
+        self._database, self._clock, self._table = database, clock, job_table()
         with database.writing(_TABLE_MADE) as connection:
             self._table.create(connection, checkfirst=True)
 
@@ -91,10 +93,24 @@ class Queue:
         row = row.where(~exists().where(same & (t.c.revision >= revision)))
         return connection.execute(t.insert().from_select(list(columns), row)).rowcount
 
-    def again(self, connection: Connection, study: str) -> int:
-        """Let what failed on a study be tried anew; how many jobs."""
+    def put_next(self, connection: Connection, kind: str, study: str) -> None:
+        """Put a job in after all of its kind that there were; what waits is done with this one."""
+        from sqlalchemy import func, select
+
         t = self._table
+        same = (t.c.kind == kind) & (t.c.study == study)
+        latest = connection.scalar(select(func.max(t.c.revision)).where(same))
+        self.put(connection, kind, study, (latest or 0) + 1)
+
+    def again(self, connection: Connection, study: str) -> int:
+        """Let what failed on a study last be tried anew; how many jobs."""
+        from sqlalchemy import select
+
+        t, later = self._table, self._table.alias()
+        newer = (later.c.study == t.c.study) & (later.c.kind == t.c.kind)
+        newer &= later.c.revision > t.c.revision
         failed = (t.c.study == study) & (t.c.state == "failed")
+        failed &= ~select(later.c.id).where(newer).exists()
         anew = {"state": "waiting", "attempts": 0, "due": self._clock()}
         return connection.execute(t.update().where(failed).values(anew)).rowcount
 
@@ -210,21 +226,3 @@ def _job(row: Any) -> Job:
         row.id, row.kind, row.study, row.revision, row.state, row.attempts, row.worker, row.reason,
         json.loads(row.result),
     )  # fmt: skip
-
-
-def _table() -> Table:
-    from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text, UniqueConstraint
-
-    table = Table(
-        "job", MetaData(),
-        Column("id", Integer, primary_key=True, autoincrement=True),
-        *(Column(name, Text, nullable=False)
-          for name in ("kind", "study", "state", "worker", "reason", "result")),
-        Column("revision", Integer, nullable=False),
-        Column("attempts", Integer, nullable=False),
-        Column("due", Float(53), nullable=False),
-        UniqueConstraint("kind", "study", "revision"),
-    )  # fmt: skip
-    Index("job_due", table.c.state, table.c.due)
-    Index("job_study", table.c.study)
-    return table

@@ -5,7 +5,10 @@ Figures follow the product class; whoever asks, by whichever route, comes throug
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qinjing.config import plain
-from qinjing.data.dicom.codes import parse_terms
+from qinjing.data.dicom.codes import Term, parse_terms
 from qinjing.data.dicom.derived import Maker
 from qinjing.data.dicom.read import find_series, load
 from qinjing.data.dicom.series import Reading
@@ -24,7 +27,8 @@ from qinjing.report.case_report import CaseReport, Finding, write_case_report
 from qinjing.report.measure import Measured, measure
 from qinjing.report.product_class import allowed
 from qinjing.serve.answer import findings, person_name
-from qinjing.serve.images import Image, Images, Segmentation, image_id_of
+from qinjing.serve.drawn import Image, Segmentation, image_id_of
+from qinjing.serve.images import Images
 from qinjing.serve.volumes import about
 
 
@@ -52,14 +56,19 @@ def places(images: Images, one: Segmentation) -> list[dict[str, Any]]:
     return found
 
 
-def figures(images: Images, one: Segmentation) -> dict[str, Any]:
+def figures(images: Images, one: Segmentation, terms: Mapping[str, Term]) -> dict[str, Any]:
     """Return what a segmentation measures, where its class lets that out.
+
+    Args:
+        images: where it lies.
+        one: the segmentation.
+        terms: its model's own codes of names.
 
     Raises:
         ConfigError: it does not.
     """
     measured = figures_of(images, one)
-    said = findings(measured, one.product_class, one.labels, {}, one.confidence)
+    said = _found(images, one, terms)
     return {
         "structures": plain(measured.structures), "uncertainty": measured.uncertainty,
         "findings": plain(said), "confirmed_by": one.confirmed_by or None,
@@ -86,8 +95,17 @@ def _measured(mask: Path, image: Path, labels: tuple[tuple[int, str], ...], unit
     return measure(read_nifti(mask), dict(labels), read_nifti(image), units=units)
 
 
+def _found(images: Images, one: Segmentation, terms: Mapping[str, Term]) -> list[Finding]:
+    labels = read_nifti(images.mask(one))
+    return findings(labels, one.product_class, one.labels, terms, one.confidence)
+
+
 def report(
-    images: Images, one: Segmentation, card: Mapping[str, Any], language: str = "en"
+    images: Images,
+    one: Segmentation,
+    card: Mapping[str, Any],
+    terms: Mapping[str, Term],
+    language: str = "en",
 ) -> dict[str, Path]:
     """Write the report of a segmentation, of what its class lets out; "html" and "pdf" → file.
 
@@ -95,6 +113,7 @@ def report(
         images: where it lies.
         one: the segmentation.
         card: of the model that made it.
+        terms: its own codes of names.
         language: "en" or "zh".
     """
     said = f"{one.version}.{'c' if one.confirmed_by else 'o'}.{language}"
@@ -105,15 +124,20 @@ def report(
     measured, seen = None, list[Finding]()
     if allowed("measurement", one.product_class):
         measured = figures_of(images, one)
-        seen = findings(measured, one.product_class, one.labels, {}, one.confidence)
-    image = read_nifti(images.volume(one.image_id))
-    write_case_report(
-        CaseReport(
-            image, read_nifti(images.mask(one)), one.labels, one.product_class, card=card,
-            measured=measured, findings=seen, confirmed_by=one.confirmed_by, language=language,
-        ),
-        folder,
+        seen = _found(images, one, terms)
+    said_of = CaseReport(
+        read_nifti(images.volume(one.image_id)), read_nifti(images.mask(one)), one.labels,
+        one.product_class, card=card, measured=measured, findings=seen,
+        confirmed_by=one.confirmed_by, language=language,
     )  # fmt: skip
+    # Whole or not at all, and by whoever asks first: another may be at it.
+    made = Path(tempfile.mkdtemp(prefix=".report-", dir=folder.parent))
+    try:
+        write_case_report(said_of, made)
+        with suppress(OSError):  # there already
+            made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
     return {name: file for name, file in files.items() if file.is_file()}
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qinjing.errors import ConfigError
+from qinjing.errors import ConfigError, FormatError
 from qinjing.serve.catalogue import ABOUT, Catalogue, Instance
 from qinjing.serve.commitment import MODEL, Commitment
 from qinjing.serve.send import Destination, hush
@@ -200,6 +200,9 @@ def _store(event: Event, catalogue: Catalogue) -> int:
         return _DOES_NOT_MATCH
     try:
         catalogue.keep(instance, content)
+    except FormatError:
+        LOG.warning("an instance was refused that is of another patient than its study")
+        return _DOES_NOT_MATCH
     except (OSError, ConfigError) as error:
         LOG.error("an instance could not be kept: %s", _cause(error))
         return _OUT_OF_RESOURCES

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qinjing.data.database import Database
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
 TARGET_KAPPA = 0.85  # the paper's, for labels to be learnt from
 _TABLES_MADE = "SELECT pg_advisory_xact_lock(7161469)"
@@ -53,7 +53,9 @@ class Projects:
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database, self._clock = database, clock
-        self._projects, self._images, self._readers = _tables()
+        from qinjing.serve.tables import project_tables
+
+        self._projects, self._images, self._readers = project_tables()
         with database.writing(_TABLES_MADE) as connection:
             for table in (self._projects, self._images, self._readers):
                 table.create(connection, checkfirst=True)
@@ -141,28 +143,3 @@ class Projects:
             named.append(tuple(one[1] for one in found))
         labels = {int(value): said for value, said in json.loads(row.labels).items()}
         return Project(row.project_id, row.name, labels, row.target_kappa, *named)
-
-
-def _tables() -> tuple[Table, Table, Table]:
-    from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
-
-    projects = Table(
-        "project", MetaData(),
-        Column("project_id", Text, primary_key=True),
-        Column("name", Text, nullable=False),
-        Column("labels", Text, nullable=False),
-        Column("target_kappa", Float(53), nullable=False),
-        Column("made", Float(53), nullable=False),
-    )  # fmt: skip
-    members = [
-        Table(
-            f"project_{name}", MetaData(),
-            Column("project_id", Text, primary_key=True),
-            Column(column, Text, primary_key=True),
-            Column("place", Integer, nullable=False),
-        )
-        for name, column in (("image", "image_id"), ("reader", "person"))
-    ]  # fmt: skip
-    Index("project_image_image", members[0].c.image_id)
-    Index("project_reader_person", members[1].c.person)
-    return projects, members[0], members[1]

@@ -25,7 +25,7 @@ from qinjing.serve.peer import Caller, Peer, RefusedError
 from qinjing.serve.work import made_at
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
+    pass
 
 LOG = logging.getLogger("qinjing.serve.steps")
 KIND = "predict"  # of the job that a step becomes: the one that answers with instances
@@ -90,7 +90,9 @@ class Steps:
         self._catalogue, self._database, self._config = catalogue, catalogue.database, config
         self._tell, self._clock = tell, clock
         self._server, self._pacs = Caller(config.server, wait), Caller(config.pacs, wait)
-        self._table = _table()
+        from qinjing.serve.tables import step_table
+
+        self._table = step_table()
         with self._database.writing(_TABLE_MADE) as connection:
             self._table.create(connection, checkfirst=True)
 
@@ -277,17 +279,3 @@ def do_steps(
             ended.wait(config.idle_s)
     finally:
         steps.close()
-
-
-def _table() -> Table:
-    from sqlalchemy import Column, Float, Integer, MetaData, Table, Text
-
-    return Table(
-        "step", MetaData(),
-        Column("server", Text, primary_key=True),
-        Column("uid", Text, primary_key=True),
-        *(Column(name, Text, nullable=False)
-          for name in ("transaction", "phase", "study", "reason")),
-        Column("tries", Integer, nullable=False),
-        *(Column(name, Float(53), nullable=False) for name in ("begun", "due")),
-    )  # fmt: skip

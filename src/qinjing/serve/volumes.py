@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from qinjing.data.dicom.read import Planned, find_series, load
 from qinjing.data.nifti import write_nifti
 from qinjing.errors import InputError
-from qinjing.serve.images import About, Image, Images
+from qinjing.serve.drawn import About, Image
+from qinjing.serve.images import Images
 
 # Hounsfield units, as radiologists' workstations have them.
 _CT_WINDOWS = (
@@ -40,6 +42,8 @@ def show(study: Path, images: Images) -> tuple[list[Image], list[str]]:
                 shown.append(_show(planned, images))
             except InputError as error:
                 faults.append(str(error))
+    if shown:
+        images.keep_alone(shown[0].study, [one.image_id for one in shown])
     return shown, faults
 
 
@@ -53,9 +57,11 @@ def about(planned: Planned) -> About:
     number = f"series {file.number}" if file.number else "series"
     name = ", ".join(filter(None, [f"{file.modality} {number}", planned.what]))
     windows = _CT_WINDOWS if planned.units == "HU" else ()
+    uids = sorted({plane.file.instance for plane in planned.stack.planes})
+    instances = hashlib.sha256("\0".join(uids).encode()).hexdigest()
     return About(
         file.study, file.series, planned.what, name, file.modality, description, planned.units,
-        windows,
+        instances, windows,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qinjing.errors import ConfigError, InputError, QinjingError
+from qinjing.errors import ConfigError, InputError, QinjingError, UnavailableError
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.jobs import LEASE_S, Job, Queue
 from qinjing.serve.send import Place, send
@@ -103,6 +103,9 @@ def _do(job: Job, catalogue: Catalogue, config: WorkConfig) -> str:
     with _held(job, queue, config.lease_s):
         try:
             result = KINDS[job.kind](job, catalogue, config)
+        except UnavailableError as error:  # comes back, and so does the job
+            LOG.warning("job %d, %s: %s", job.job_id, job.kind, error)
+            return "failed" if queue.failed(job, str(error)) else "lost"
         except InputError as error:  # the study's fault: as much at the next attempt
             LOG.warning("job %d, %s: refused", job.job_id, job.kind)
             return "failed" if queue.failed(job, str(error), again=False) else "lost"
@@ -170,25 +173,25 @@ def predicted(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str
     out, study = _fresh(catalogue, job), catalogue.place(job.study_instance_uid)
     show(study, catalogue.images)
     made: list[Path] = []
-    faults: list[InputError] = []
+    faults: list[str] = []
     for number, model in enumerate(config.models, start=1):
-        try:
-            answers = answer(study, model, out / f"{number:02d}")
-        except InputError as error:  # a study is of one modality mostly: it fits some models
-            faults.append(error)
-            continue
+        answers, refused = answer(study, model, out / f"{number:02d}")
+        faults += refused  # a study is of one modality mostly: it fits some models
         for one in answers:
             image = catalogue.images.find(one.about)
             if image is not None:
                 catalogue.images.add_segmentation(
                     image.image_id, kind="model", author=model.name, labels=model.labels()[0],
                     product_class=model.product_class, content=one.segmentation.read_bytes(),
-                    confidence=one.confidence,
+                    confidence=one.confidence, maker=one.maker,
                 )  # fmt: skip
             made += one.files
-    if not made:
-        raise faults[0]
-    return {"made": [file.name for file in made], "sent": _sent(made, config.destination)}
+    if faults and not made:
+        raise InputError("study", "of series that can be segmented", faults[0])
+    return {
+        "made": [file.name for file in made], "refused": faults,
+        "sent": _sent(made, config.destination),
+    }  # fmt: skip
 
 
 def released(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:

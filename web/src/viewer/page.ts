@@ -138,7 +138,7 @@ function confirmIt(one: Segmentation): void {
     body: [el("p", {}, say("confirmText", one.author))],
     confirm: say("confirmYes"),
     async act() {
-      const now = await rest.confirm(one.segmentation);
+      const now = await rest.confirm(one.segmentation, one.version);
       for (const frame of frames) {
         frame.segmentations = frame.segmentations.map(
           (each) => (each.segmentation === now.segmentation ? now : each));
@@ -198,7 +198,7 @@ function confirmation(one: Segmentation): HTMLElement | null {
   return el("div", { class: "note" }, el("p", {}, say("waitsForReader")),
     may("confirm") ? el("button", {
       type: "button", class: "main", id: "confirmIt", on: { click: () => confirmIt(one) },
-    }, say("confirmAs", me?.name || me?.person)) : null);
+    }, say("standFor", me?.name || me?.person)) : null);
 }
 
 function drawPanel(): void {

@@ -95,7 +95,7 @@ export const ENGLISH = {
   compareStudy: "The same patient's other studies",
   linked: "Crosshairs move together",
   linkedHint: "Two dates lie together only as well as the patient lay.",
-  confirmAs: (name: string) => `Confirm as ${name}`,
+  standFor: (name: string) => `Confirm as ${name}`,
   confirmTitle: "Confirm what the model says?",
   confirmText: (model: string) =>
     `You stand by name for what ${model} says of this image. It then leaves for the PACS and the report, and the record keeps who confirmed it, and when.`,

@@ -89,7 +89,7 @@ export const CHINESE: Words = {
   compareStudy: "同一患者的其他检查",
   linked: "十字线联动",
   linkedHint: "两次检查的位置只在患者体位一致时对应。",
-  confirmAs: (name) => `以 ${name} 的名义确认`,
+  standFor: (name) => `以 ${name} 的名义确认`,
   confirmTitle: "确认模型的结论？",
   confirmText: (model) =>
     `您将署名对 ${model} 在该图像上的结论负责。确认后结果将发往 PACS 和报告，并记录由谁、何时确认。`,

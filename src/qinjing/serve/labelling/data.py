@@ -30,8 +30,9 @@ from qinjing.report.declared import ServedModel
 from qinjing.serve import session
 from qinjing.serve.auth import Token, Tokens
 from qinjing.serve.clinic import needs, seen_image
+from qinjing.serve.drawn import About, Image, Segmentation
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import About, Image, Images, Segmentation
+from qinjing.serve.images import Images
 from qinjing.serve.labelling.desk import desk
 from qinjing.serve.labelling.files import values_in
 from qinjing.serve.projects import Project, Projects
@@ -106,7 +107,7 @@ def sought(request: Request, who: Token, given: str) -> Image:
     if known:
         return seen_image(request, who, known[1])
     images = images_of(request)
-    own = images.find(About(name=upload_name(who, given)))
+    own = images.find(_upload(who, given))
     if own is not None:
         return seen_image(request, who, own.image_id)
     # OHIF knows nothing but the UID of the series that it shows.
@@ -296,12 +297,17 @@ def add_upload(request: Request, who: Token, given: str, file: Path) -> Image:
         FormatError: the file is damaged.
     """
     images = images_of(request)
-    kept = images.add_image(file, About(name=upload_name(who, given)))
+    kept = images.add_image(file, _upload(who, given))
     ours, sent = read_nifti(images.volume(kept.image_id)), read_nifti(file)
     same = np.array_equal(ours.voxels, sent.voxels, equal_nan=ours.voxels.dtype.kind == "f")
     if not same or ours.grid_difference(sent):
         raise Refusal(409, "name", "image must have a name that no other of yours has")
     return kept
+
+
+def _upload(who: Token, given: str) -> About:
+    """What an upload is known by: its name alone, whatever is in it."""
+    return About(name=upload_name(who, given), instances="upload")
 
 
 def _notes(request: Request, one: Segmentation) -> Path:

@@ -28,8 +28,8 @@ from qinjing.report.declared import ServedModel
 from qinjing.report.product_class import must_be_confirmed
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
+from qinjing.serve.drawn import Image
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import Image
 from qinjing.serve.labelling import data
 from qinjing.serve.labelling.data import CLICK, Labeller
 from qinjing.serve.labelling.desk import desk, object_in, sent

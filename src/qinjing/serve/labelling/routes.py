@@ -24,8 +24,8 @@ from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.clinic import needs
+from qinjing.serve.drawn import Image, Segmentation
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import Image, Segmentation
 from qinjing.serve.labelling import data, infer, store
 from qinjing.serve.labelling.cases import Labelled, write_cases
 from qinjing.serve.labelling.data import Labeller, labeller

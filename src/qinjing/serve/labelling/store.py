@@ -19,8 +19,8 @@ from qinjing.data.layouts.discover import label_values
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
 from qinjing.serve.clinic import GZIP, needs
+from qinjing.serve.drawn import Image
 from qinjing.serve.guard import Refusal
-from qinjing.serve.images import Image
 from qinjing.serve.labelling import data
 from qinjing.serve.labelling.data import Labeller
 from qinjing.serve.labelling.desk import object_in, sent
