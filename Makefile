@@ -42,6 +42,8 @@ $(STAMP): pyproject.toml constraints.txt $(WEB)
 	  echo "  no CPU build at hand; taking the standard one (about 3 GB on Linux)"; $(PIP) "$(TORCH)"; }
 	@echo "setup 3/3: Qinjing and the tools of its tests"
 	@$(PIP) --editable '.[dev]'
+	@test -f src/qinjing/serve/static/clinic/main.js || \
+	  echo "  the clinic's pages were not built: npm's registry cannot be reached; the rest is there"
 	@# The client class alone is tested against, unchanged; the package's own dependencies are not wanted.
 	@$(BIN)/python -m pip download --quiet --no-deps --dest "$(VENV)/clients" monailabel==0.8.5
 	@touch $@

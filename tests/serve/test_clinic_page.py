@@ -329,6 +329,7 @@ def _decide(clinic: Clinic, browser: Browser, project: str, drawn: np.ndarray) -
     )
     assert answer.status_code == 200
     browser.run("document.getElementById('leave').click()")
+    browser.until("document.activeElement?.id === 'token'")
     enter(browser, clinic, "admin", "Dr. Li", f"/?#{project}/{clinic.images[0]}")
     browser.until("document.querySelector('#projects .cards')")
     browser.send("Page.navigate", url=f"{clinic.address}/annotate#{project}/{clinic.images[0]}")

@@ -80,6 +80,7 @@ async function enter(event) {
 }
 
 export async function leave() {
+  drop("in"); // first: the next page may begin before the answer comes
   await ask("DELETE", "/api/session").catch(() => null);
   signedOut();
   $("entryError").textContent = "";
