@@ -22,8 +22,8 @@ from qinjing.errors import ConfigError  # noqa: E402
 from qinjing.evidence import verify  # noqa: E402
 from qinjing.report.declared import ServedModel, declare, served  # noqa: E402
 from qinjing.serve.answer import answer  # noqa: E402
-from qinjing.serve.catalogue import open_catalogue  # noqa: E402
-from qinjing.serve.node import NodeConfig, node  # noqa: E402
+from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
+from qinjing.serve.node import NodeConfig, described, node  # noqa: E402
 from qinjing.serve.send import Destination  # noqa: E402
 from qinjing.serve.work import WorkConfig  # noqa: E402
 from qinjing.tasks.predict import predict_folder  # noqa: E402
@@ -108,3 +108,58 @@ def test_a_model_has_one_declaration(run: Path, tmp_path: Path) -> None:
 def _uids(answers: Any) -> list[str]:
     files = [file for one in answers[0] for file in one.files]
     return [str(pydicom.dcmread(file).SOPInstanceUID) for file in files]
+
+
+def test_a_diagnosis_goes_out_under_the_name_of_who_confirmed_it(
+    run: Path, study: Path, tmp_path: Path
+) -> None:
+    model = model_of(run, "diagnosis")
+    catalogue = open_catalogue(tmp_path / "studies")
+    _take_in(catalogue, sorted(study.rglob("*.dcm")))
+    config = WorkConfig(("predict", "release"), models=(model,))
+    worked(catalogue, config)
+    (job,) = catalogue.queue.of()
+    assert job.result["made"] == ["seg.dcm"]  # findings and figures wait
+    (image,) = [one for one in catalogue.images.all() if one.shape[2] > 2]
+    (one,) = catalogue.images.segmentations(image.image_id)
+    assert one.confidence and one.maker.startswith("sha256:")
+    assert catalogue.confirm(one, "Mei Li", image.study, lambda: None)
+    worked(catalogue, config)
+    released = catalogue.queue.of()[-1]
+    assert released.kind == "release" and sorted(released.result["made"]) == [
+        "report.dcm", "seg.dcm", "sr.dcm",
+    ]  # fmt: skip
+    (place,) = (catalogue.folder / "made").rglob("sr.dcm")
+    said = pydicom.dcmread(place)
+    assert said.VerificationFlag == "VERIFIED"
+    assert said.VerifyingObserverSequence[0].VerifyingObserverName == "Li^Mei"
+    assert errors_of(place) == []
+    html = next((catalogue.folder / "made").rglob("case.html")).read_text()
+    assert "Confirmed by Mei Li" in html
+
+
+def test_a_study_that_grows_is_another_image_and_is_answered_anew(
+    run: Path, study: Path, tmp_path: Path
+) -> None:
+    catalogue = open_catalogue(tmp_path / "studies")
+    files = sorted((study / "scan").glob("*.dcm"))
+    config = WorkConfig(("predict",), models=(model_of(run, "analysis"),))
+    _take_in(catalogue, files[:10])
+    worked(catalogue, config)
+    (early,) = catalogue.images.of_study(catalogue.queue.of()[0].study_instance_uid)
+    _take_in(catalogue, files[10:])
+    worked(catalogue, config)
+    (late,) = catalogue.images.of_study(early.study)
+    assert (early.shape[2], late.shape[2]) == (10, len(files))
+    assert early.image_id != late.image_id and catalogue.images.get(early.image_id) == early
+    for image in (early, late):
+        (one,) = catalogue.images.segmentations(image.image_id)
+        mask = read_nifti(catalogue.images.mask(one))
+        assert mask.grid_difference(read_nifti(catalogue.images.volume(image.image_id))) is None
+
+
+def _take_in(catalogue: Catalogue, files: list[Path]) -> None:
+    for file in files:
+        content = file.read_bytes()
+        catalogue.keep(described(content), content)
+    assert catalogue.queue_quiet(-1, ["predict"]) == 1

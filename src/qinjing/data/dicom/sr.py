@@ -121,7 +121,7 @@ def write_sr(
         maker: who makes it.
         verified_by: the person who answers for the content, "family^given"; without one the report
             is marked as unverified.
-        organization: that person's.
+        organization: that person's; the scan's institution where "".
 
     Raises:
         ConfigError: highdicom is not installed, nothing was measured, a number is not finite, or
@@ -150,6 +150,11 @@ def write_sr(
     return save(file, path)
 
 
+def _institution(evidence: list[Any]) -> str:
+    """Where the scan was made; the attribute must not be empty beside a person's name."""
+    return str(evidence[0].get("InstitutionName", "") or "not stated")
+
+
 def _document(
     report: Any, evidence: list[Any], maker: Maker, draw: Any, verified_by: str, organization: str
 ) -> Any:
@@ -171,7 +176,7 @@ def _document(
         is_complete=True,
         is_verified=bool(verified_by),
         verifying_observer_name=verified_by or None,
-        verifying_organization=organization if verified_by else None,
+        verifying_organization=(organization or _institution(evidence)) if verified_by else None,
     )
 
 
