@@ -193,8 +193,8 @@ def main() -> None:
     data = Path(os.environ.get("QINJING_DATA", "../shared/data"))
     parser.add_argument("-i", "--input", type=Path, default=data)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--cases", type=int, default=40, help="of each set")
-    parser.add_argument("--slow-cases", type=int, default=6, help="for scikit-image")
+    parser.add_argument("--cases", type=int, default=30, help="of each set")
+    parser.add_argument("--slow-cases", type=int, default=2, help="for scikit-image")
     args = parser.parse_args()
     result: dict[str, Any] = {"clicks": CLICKS, "radius_mm": RADIUS_MM, "at_1_mm": cost()}
     for name in SETS:

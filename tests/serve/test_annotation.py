@@ -195,6 +195,20 @@ def test_the_consensus_is_staple_and_what_is_decided_is_final(
     assert boss.get(route).json()["images"][0]["final"] is True
 
 
+def test_who_is_taken_out_of_a_project_sees_it_no_more(
+    clinic: Service, image: Image, route: str, submitted: list[np.ndarray]
+) -> None:
+    boss, client = clinic.client("admin", name="Boss"), clinic.client("annotator", name="Li")
+    place = f"{route}/images/{image.image_id}/annotation"
+    assert client.get(place).status_code == 200
+    told = boss.post(f"{route}/readers", json={"readers": ["Zhao"], "without": ["Li"]}).json()
+    assert told["readers"] == ["Wang", "Zhang", "Zhao"]
+    for gone in (place, route, f"/api/images/{image.image_id}"):
+        assert client.get(gone).status_code == 404
+    agreed = boss.get(f"{route}/images/{image.image_id}/agreement").json()
+    assert agreed["readers"] == ["Li", "Wang", "Zhang"]  # what was submitted stays
+
+
 def test_an_agreement_wants_two(clinic: Service, image: Image, route: str) -> None:
     boss = clinic.client("admin", name="Boss")
     refused = boss.get(f"{route}/images/{image.image_id}/agreement")

@@ -88,10 +88,11 @@ class MoreImages(_Asked):
     images: Ids
 
 
-class MoreReaders(_Asked):
-    """More readers of a project."""
+class Readers(_Asked):
+    """Who is put into a project, and who is taken out."""
 
-    readers: Persons
+    readers: Persons = []
+    without: Persons = []
 
 
 @router.get("/projects")
@@ -150,14 +151,17 @@ def add_images(project: ProjectId, asked: MoreImages, who: Who, request: Request
 
 
 @router.post("/projects/{project}/readers")
-def add_readers(
-    project: ProjectId, asked: MoreReaders, who: Who, request: Request
+def change_readers(
+    project: ProjectId, asked: Readers, who: Who, request: Request
 ) -> dict[str, Any]:
-    """Put readers into a project."""
+    """Put readers into a project, and take others out of it."""
     needs(who, "admin")
     _project(request, who, project)
-    audit_of(request).append(who, "readers added", project=project, readers=asked.readers)
+    audit_of(request).append(
+        who, "readers changed", project=project, readers=asked.readers, without=asked.without
+    )
     _projects(request).put(project, readers=asked.readers)
+    _projects(request).remove(project, asked.without)
     return _told(request, who, _project(request, who, project))
 
 

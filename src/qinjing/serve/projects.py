@@ -87,6 +87,13 @@ class Projects:
         with self._database.writing() as connection:
             self._put(connection, project_id, images, readers)
 
+    def remove(self, project_id: str, readers: Sequence[str]) -> None:
+        """Take readers out of a project; what they drew stays, and is for them no more."""
+        t = self._readers
+        which = (t.c.project_id == project_id) & t.c.person.in_(list(readers))
+        with self._database.writing() as connection:
+            connection.execute(t.delete().where(which))
+
     def get(self, project_id: str) -> Project | None:
         """Return a project by its id."""
         return next(iter(self._found(self._projects.c.project_id == project_id)), None)
