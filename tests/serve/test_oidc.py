@@ -154,7 +154,7 @@ def test_a_peer_s_provider_opens_a_session(make: Callable[..., Any], tmp_path: P
         back = urlsplit(agreed.headers["location"])
         assert back.path == "/api/oidc/callback"
         ended = client.get(f"{back.path}?{back.query}", follow_redirects=False)
-        assert (ended.status_code, ended.headers["location"]) == (303, "/")
+        assert (ended.status_code, ended.headers["location"]) == (303, "/?sign_in=done")
         said = client.get("/api/session").json()
         assert (said["person"], said["role"]) == (person("li.wei", issuer, "li"), "admin")
         # The code is spent, and so is the browser's own cookie.
@@ -169,7 +169,7 @@ def test_both_kinds_of_signature_open(
     key: Any, alg: str, enter: Callable[..., Any], provider: Told
 ) -> None:
     client, (place, query) = enter(key, alg)
-    assert place == "/"
+    assert place == "/?sign_in=done"
     assert client.get("/api/session").json()["person"] == person("li.wei", provider.issuer)
     assert query["scope"] == ["openid profile email"] and query["tenant"] == ["1"]
 
@@ -293,7 +293,7 @@ def test_claims_make_a_person_and_a_role(
     enter: Callable[..., Any], provider: Told,
 ) -> None:  # fmt: skip
     client, (place, _) = enter(options=options, **claims)
-    assert place == "/"
+    assert place == "/?sign_in=done"
     said = client.get("/api/session").json()
     assert (said["person"], said["role"]) == (person(name, provider.issuer), role)
 
@@ -321,7 +321,7 @@ def test_another_browser_s_way_back_leads_nowhere(
 ) -> None:
     """Else a stranger could sign somebody in as himself, and read what he writes."""
     client, (place, query) = enter()
-    assert place == "/"
+    assert place == "/?sign_in=done"
     other = TestClient(client.app, base_url="http://127.0.0.1")
     words = {"state": query["state"][0], "code": "c0de"}
     for _ in range(2):

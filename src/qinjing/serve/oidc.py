@@ -350,7 +350,7 @@ def _claim(claims: Mapping[str, Any], path: str) -> Any:
 
 def _back(request: Request, why: str = "") -> RedirectResponse:
     """To our page, with a word where it did not come to a session."""
-    response = RedirectResponse(f"/?sign_in={why}" if why else "/", 303)
+    response = RedirectResponse(f"/?sign_in={why or 'done'}", 303)
     response.delete_cookie(
         _cookie(request), httponly=True, samesite="lax", secure=request.app.state.config.tls,
         path="/",

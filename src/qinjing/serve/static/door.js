@@ -118,15 +118,21 @@ export async function start(thePage) {
   $("language").addEventListener("click", switchLanguage);
   $("theme").addEventListener("click", switchTheme);
   drawFrame();
+  const came = new URLSearchParams(location.search).get("sign_in"); // from the hospital's provider
+  if (came === "done") keep("in", "yes");
+  if (came) history.replaceState(null, "", location.pathname + location.hash);
   let whoever;
   try {
     whoever = mayBeIn() ? await ask("GET", "/api/session") : null;
   } catch {
     drop("in");
   }
-  if (!whoever) {
-    $("token").focus();
+  if (whoever) {
+    await begin(whoever);
     return;
   }
-  await begin(whoever);
+  if (came && came !== "done") $("entryError").textContent = say.of("signIn", came) ?? "";
+  $("token").focus();
+  const ways = await ask("GET", "/api/session/ways").catch(() => null);
+  $("elsewhere").hidden = !ways?.oidc;
 }
