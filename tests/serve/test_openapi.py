@@ -28,9 +28,16 @@ def as_it_is(_, value):
 """
 
 
-@pytest.mark.parametrize("examples", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("phases", "examples"),
+    [("fuzzing", 3), pytest.param("examples,coverage,fuzzing", 100, marks=pytest.mark.slow)],
+)
 def test_every_route_answers_as_the_document_says(
-    examples: int, make: Callable[..., Service], running: Callable[[Service], str], tmp_path: Path
+    phases: str,
+    examples: int,
+    make: Callable[..., Service],
+    running: Callable[[Service], str],
+    tmp_path: Path,
 ) -> None:
     catalogue = fill(tmp_path / "clinic", studies=1)
     (image,) = catalogue.images.all()
@@ -44,7 +51,7 @@ def test_every_route_answers_as_the_document_says(
         "--header", f"Authorization: Bearer {service.token('admin', name='IT')}",
         # A period that ends before it begins is as its schema says, and refused all the same.
         "--checks", "all", "--exclude-checks", "positive_data_acceptance",
-        "--max-examples", str(examples), "--seed", "1", "--workers", "1",
+        "--phases", phases, "--max-examples", str(examples), "--seed", "1", "--workers", "1",
         "--generation-database", "none", "--no-color",
     ]  # fmt: skip
     if examples < 10:  # chains of requests take minutes
