@@ -65,6 +65,24 @@ def test_the_ethics_office_withdraws(
     assert faults == []
 
 
+def test_nobody_is_left_in_a_dialog(
+    service: Service, running: Callable[[Service], str], browser: Browser
+) -> None:
+    browser.send("Page.navigate", url=f"{running(service)}/consent")
+    browser.until(ENTRY)
+    browser.type(service.token("patient", patient_id="p-bela", name="Bela"))
+    browser.press("Enter")
+    browser.until("document.querySelector('[id^=grant-]')")
+    # A page that nobody looks at draws nothing, and then a browser does not say "closed" either.
+    browser.run("addEventListener('close', (event) => event.stopImmediatePropagation(), true)")
+    browser.run("document.querySelector('[id^=grant-]').click()")
+    assert browser.run("document.getElementById('dialogBody').innerText.includes('p-bela')")
+    browser.run("document.getElementById('leave').click()")
+    browser.until(ENTRY)
+    assert "p-bela" not in browser.run("document.body.innerHTML")
+    assert not browser.run("document.getElementById('dialog').open")
+
+
 def test_a_patient_sees_one_file_and_a_name_is_no_markup(
     service: Service, running: Callable[[Service], str], browser: Browser
 ) -> None:

@@ -1,6 +1,6 @@
 // The one dialog of a page: asked, answered, or left by Escape.
 
-import { $, el, say, sentence } from "./shared";
+import { $, closeDialog, el, say, sentence } from "./shared";
 
 type Answer = () => Promise<string | void> | string | void;
 let answer: Answer | null = null;
@@ -40,10 +40,6 @@ export function ask({
   const first = dialog.querySelector<HTMLElement>("#dialogBody :is(input, select, textarea)");
   (danger ? $("cancel") : first ?? $("dialogTitle")).focus();
   dialog.scrollTop = 0;
-}
-
-export function closeDialog(): void {
-  $<HTMLDialogElement>("dialog").close();
 }
 
 export function dialogIsOpen(): boolean {

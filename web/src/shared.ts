@@ -34,6 +34,7 @@ interface Options {
 
 export const start: (page: Page) => Promise<void> = door.start;
 export const signOut: () => Promise<void> = door.leave;
+export const closeDialog: () => void = door.closeDialog;
 export const call: (method: string, path: string, body?: unknown) => Promise<any> = door.call;
 export const callRaw: (
   method: string, path: string, body?: BodyInit, headers?: Record<string, string>,

@@ -1,6 +1,6 @@
 // The page of consents: what is asked for, kept and shown. Text goes in as text, never as HTML.
 
-import { call, start } from "./door.js";
+import { call, closeDialog, start } from "./door.js";
 import { badge, el, history, moment, spanned, table, ticks } from "./parts.js";
 import { how, list, say, sentence } from "./words.js";
 
@@ -29,7 +29,6 @@ function went() {
   state = { ...empty };
   searches += 1;
   opens += 1;
-  if ($("dialog").open) $("dialog").close();
   $("search").value = "";
 }
 
@@ -298,7 +297,7 @@ async function confirmed(event) {
   $("confirm").disabled = true;
   try {
     await submit(boxes.map((box) => box.value));
-    $("dialog").close();
+    closeDialog();
     draw();
     $("told")?.scrollIntoView({ block: "nearest" });
     $("told")?.focus();
@@ -317,7 +316,7 @@ $("search").addEventListener("input", () => {
 });
 $("more").addEventListener("click", () => search(state.next));
 $("verify").addEventListener("click", verify);
-$("cancel").addEventListener("click", () => $("dialog").close());
+$("cancel").addEventListener("click", closeDialog);
 $("dialogForm").addEventListener("submit", confirmed);
 $("dialog").addEventListener("close", () => $("dialogBody").replaceChildren());
 start({ title: () => say("title"), came, went, draw });

@@ -39,10 +39,18 @@ function watchIdle() {
   if (me) idle = setTimeout(signedOut, me.idle_s * 1000);
 }
 
+// Emptied at once: a browser says that a dialog has closed with its next picture, and a page that
+// nobody looks at has none.
+export function closeDialog() {
+  $("dialog").close();
+  $("dialogBody").replaceChildren();
+}
+
 function signedOut() {
   clearTimeout(idle);
   me = null;
   drop("in");
+  closeDialog();
   page.went();
   drawFrame();
   $("entryError").textContent = say("sessionEnded");
