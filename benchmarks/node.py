@@ -220,7 +220,7 @@ def main() -> int:
 
 
 def _count(catalogue: Any) -> int:
-    with catalogue._database.connected() as connection:
+    with catalogue.database.connected() as connection:
         return int(connection.exec_driver_sql("SELECT COUNT(*) FROM instance").scalar() or 0)
 
 

@@ -4,8 +4,9 @@ The peer is what one writes with MONAI in an hour: `CacheDataset`, random crops,
 `MaskedAutoEncoderViT` with three quarters of the tokens hidden, AdamW with warm-up and cosine. Both
 learn from the same volumes without labels, one after the other with the same threads, and the same
 probe measures them: a k-NN vote on tokens of the same size, half of sixteen labelled cases telling
-the other half. The clock counts learning alone, not the probe. The figure is ours at the peer's
-best score over the peer's time.
+the other half, in crops that hold what is labelled anywhere (in crops around its middle the peer's
+position embedding tells a hippocampus before the first step). The clock counts learning alone, not
+the probe. The figure is ours at the peer's best score over the peer's time.
 
     .venv/bin/python benchmarks/pretrain_cost.py -i ../shared/data/Task04_Hippocampus \
         --splits splits.json --budget 8m -o benchmarks/results/pretrain_cost.json
@@ -60,10 +61,12 @@ PROBES = 12
 class Tokens(nn.Module):
     """The peer's encoder, asked as the probe asks a `Pretrainer`."""
 
-    def __init__(self, net: MaskedAutoEncoderViT, crop: Sequence[int], cell: int) -> None:
+    def __init__(
+        self, net: MaskedAutoEncoderViT, crop: Sequence[int], cell: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.net, self.cell = net, cell
-        self.grid = [n // cell for n in crop]
+        self.net, self.cell = net, tuple(cell)
+        self.grid = [n // c for n, c in zip(crop, cell, strict=True)]
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, D, H, W) → (B, features, D, H, W), each token repeated over its cell."""
@@ -78,7 +81,7 @@ class Tokens(nn.Module):
 
 
 def masked_autoencoder(
-    files: list[Path], crop: Sequence[int], cell: int, budget_s: float,
+    files: list[Path], crop: Sequence[int], cell: Sequence[int], budget_s: float,
     probe: Callable[[Any], float],
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Learn for so long; (seconds, k-NN Dice) of every probe."""
@@ -97,7 +100,7 @@ def masked_autoencoder(
     )  # fmt: skip
     torch.manual_seed(0)
     net = MaskedAutoEncoderViT(
-        1, tuple(crop), cell, HIDDEN, 4 * HIDDEN, LAYERS, HEADS,
+        1, tuple(crop), tuple(cell), HIDDEN, 4 * HIDDEN, LAYERS, HEADS,
         decoder_hidden_size=96, decoder_mlp_dim=384, decoder_num_layers=2, decoder_num_heads=4,
     ).to(DEVICE)  # fmt: skip
     adapter = Tokens(net, crop, cell)
@@ -113,7 +116,9 @@ def masked_autoencoder(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             image = batch["image"].as_tensor().to(DEVICE)
-            cells = image.unfold(2, cell, cell).unfold(3, cell, cell).unfold(4, cell, cell)
+            cells = image
+            for axis, length in enumerate(cell, start=2):
+                cells = cells.unfold(axis, length, length)
             wanted = cells.flatten(5).flatten(2, 4)[:, 0]  # (B, tokens, voxels)
             wanted = (wanted - wanted.mean(-1, True)) / (wanted.std(-1, keepdim=True) + 1e-3)
             with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
@@ -161,7 +166,7 @@ def main() -> None:
             if event["kind"] == "validation"
         ]
         card = read_json(folder / "trunk.json")
-        crop, cell = tuple(card["crop"]), card["cell"][0]
+        crop, cell = tuple(card["crop"]), tuple(card["cell"])
         grid = Preprocessing(tuple(card["saw"][0]["spacing_mm"]), (Normalisation(),))
         labels = sorted(opened.labels)
         cache.prepare(cases, Path(scratch) / "cache", grid, labels)

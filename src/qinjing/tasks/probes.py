@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qinjing.data.cache import IGNORED, CachedCase
-from qinjing.data.patches import cut
+from qinjing.data.patches import Shape, cut
 from qinjing.nets.pretrainer import Pretrainer
 
 _RIDGE = 1e-2
@@ -28,7 +28,9 @@ class Probe:
         known: labelled cases to learn from.
         asked: labelled cases to measure on.
         classes: background included.
-        patch_size: voxels around the middle of what is labelled.
+        patch_size: voxels of a crop.
+        crops: of each case, what is labelled anywhere in them: in one around its middle, place
+            alone tells nearly all to features that know it, as a position embedding is.
         neighbours: of the k-NN vote.
         most: cells kept of the known cases, evenly.
     """
@@ -36,7 +38,8 @@ class Probe:
     known: Sequence[CachedCase]
     asked: Sequence[CachedCase]
     classes: int
-    patch_size: tuple[int, int, int]
+    patch_size: Shape
+    crops: int = 2
     neighbours: int = 10
     most: int = 20_000
 
@@ -58,8 +61,7 @@ class Probe:
         """Features (N, F) of the cells of every case and the class that most of each is."""
         features, classes = [], []
         device = next(net.parameters()).device
-        for case in cases:
-            image, label = middle(case, self.patch_size)
+        for image, label in self._crops(cases):
             maps = torch.cat([net.features(c[None, None].to(device)) for c in image], dim=1)
             known = label != IGNORED
             shares = F.one_hot(label.long() * known, self.classes) * known[..., None]
@@ -68,6 +70,14 @@ class Probe:
             features.append(net.tokens(maps)[0].float().cpu()[said])
             classes.append(cells[said].argmax(-1))
         return torch.cat(features), torch.cat(classes)
+
+    def _crops(self, cases: Sequence[CachedCase]) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng(0)  # the same crops at every look
+        for case in cases:
+            places = np.concatenate([p for p in case.foreground if len(p)])
+            for _ in range(self.crops):
+                inside = places[rng.integers(len(places))]
+                yield _from(case, inside - rng.integers(0, self.patch_size), self.patch_size)
 
     def _dice(self, votes: Tensor, truth: Tensor) -> float:
         scores = []
@@ -95,17 +105,13 @@ def cases_to_probe(
     return known, [case for case in probed if patients[case.case_id] not in taught]
 
 
-def middle(case: CachedCase, patch_size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return image (C, D, H, W) and classes (D, H, W) around the middle of what is labelled."""
-    places = [p for p in case.foreground if len(p)]
-    shape = np.array(case.label.shape)
-    centre = np.concatenate(places).mean(0).round().astype(int) if places else shape // 2
-    size = np.array(patch_size)
-    low = np.minimum(0, (shape - size) // 2)
-    corner = np.clip(centre - size // 2, low, np.maximum(shape - size, low))
-    d, h, w = (int(c) for c in corner)
-    image = cut(case.image, (d, h, w), patch_size)
-    return torch.from_numpy(image), torch.from_numpy(cut(case.label, (d, h, w), patch_size))
+def _from(case: CachedCase, corner: np.ndarray, patch_size: Shape) -> tuple[Tensor, Tensor]:
+    """Cut a crop whose first voxel is this, or the nearest with which it lies in the case."""
+    shape, size = np.array(case.label.shape), np.array(patch_size)
+    low = np.minimum(0, (shape - size) // 2)  # a larger crop is centred
+    d, h, w = (int(c) for c in np.clip(corner, low, np.maximum(shape - size, low)))
+    image, label = cut(case.image, (d, h, w), patch_size), cut(case.label, (d, h, w), patch_size)
+    return torch.from_numpy(image), torch.from_numpy(label)
 
 
 def nearest_vote(
