@@ -61,9 +61,7 @@ PROBES = 12
 class Tokens(nn.Module):
     """The peer's encoder, asked as the probe asks a `Pretrainer`."""
 
-    def __init__(
-        self, net: MaskedAutoEncoderViT, crop: Sequence[int], cell: Sequence[int]
-    ) -> None:
+    def __init__(self, net: MaskedAutoEncoderViT, crop: Sequence[int], cell: Sequence[int]) -> None:
         super().__init__()
         self.net, self.cell = net, tuple(cell)
         self.grid = [n // c for n, c in zip(crop, cell, strict=True)]

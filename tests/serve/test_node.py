@@ -254,6 +254,9 @@ def _associates(address: tuple[str, int], context: ssl.SSLContext | None) -> boo
     tls = (context, "127.0.0.1") if context else None
     association = ae.associate(*address, ae_title="QINJING", tls_args=tls)
     if not association.is_established:
+        connection = association.dul.socket.socket  # which pynetdicom leaves open
+        if connection is not None:
+            connection.close()
         return False
     status = association.send_c_echo().get("Status")
     association.release()
