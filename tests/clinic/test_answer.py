@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ pydicom = pytest.importorskip("pydicom")
 for package in ("highdicom", "pynetdicom", "sqlalchemy", "fpdf", "dicomweb_client"):
     pytest.importorskip(package)
 
+from qinjing.data.database import Database  # noqa: E402
 from qinjing.data.dicom.read import read_dicom  # noqa: E402
 from qinjing.data.dicom.read_seg import read_seg  # noqa: E402
 from qinjing.data.nifti import read_nifti  # noqa: E402
@@ -25,7 +28,7 @@ from qinjing.serve.answer import answer  # noqa: E402
 from qinjing.serve.catalogue import Catalogue, open_catalogue  # noqa: E402
 from qinjing.serve.node import NodeConfig, described, node  # noqa: E402
 from qinjing.serve.send import Destination  # noqa: E402
-from qinjing.serve.work import WorkConfig  # noqa: E402
+from qinjing.serve.work import WorkConfig, work  # noqa: E402
 from qinjing.tasks.predict import predict_folder  # noqa: E402
 from tests.clinic.answering import get, model_of, post, worked  # noqa: E402
 from tests.clinic.orthanc import free_port, started  # noqa: E402
@@ -136,6 +139,34 @@ def test_a_diagnosis_goes_out_under_the_name_of_who_confirmed_it(
     assert errors_of(place) == []
     html = next((catalogue.folder / "made").rglob("case.html")).read_text()
     assert "Confirmed by Mei Li" in html
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_node
+def test_what_waits_for_the_archive_says_no_more_than_its_model_may_by_then(
+    run: Path, study: Path, tmp_path: Path
+) -> None:
+    now = [time.time()]
+    folder = tmp_path / "studies"
+    place = tmp_path / "catalogue.sqlite"
+    database = Database(place, what="catalogue", extra="serve", create=True)
+    catalogue = Catalogue(folder, database, lambda: now[0])
+    _take_in(catalogue, sorted((study / "scan").glob("*.dcm")))
+    away = Destination("ARCHIVE", "127.0.0.1", free_port())
+    ended = threading.Event()
+    config = WorkConfig(("predict",), models=(model_of(run, "analysis"),), destination=away)
+    work(catalogue, config, ended, lambda *_: ended.set())
+    (job,) = catalogue.queue.of()
+    assert job.state == "waiting" and list(folder.rglob("sr.dcm"))
+    now[0] += 100
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    worked(
+        catalogue,
+        WorkConfig(("predict",), models=(model_of(run, "tool"),), destination=archive),
+    )
+    assert sorted(file.name[:3] for file in archive.rglob("*.dcm")) == ["DOC", "SEG"]
+    assert not list(folder.rglob("sr.dcm"))
+    database.close()
 
 
 def test_a_study_that_grows_is_another_image_and_is_answered_anew(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ pytest.importorskip("sqlalchemy")
 pytest.importorskip("pydicom")
 pytest.importorskip("pynetdicom")
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from qinjing.data.database import Database
-from qinjing.errors import ConfigError, QinjingError
+from qinjing.errors import ConfigError
 from qinjing.serve.catalogue import Catalogue, study_key
+from qinjing.serve.certificates import Certificates
+from qinjing.serve.jobs import MOST_ATTEMPTS
 from qinjing.serve.node import NodeConfig, described, node
+from qinjing.serve.peer import PassingError
 from qinjing.serve.send import Destination, send
 from qinjing.serve.work import WorkConfig, work
 from tests.serve.dicom import content, instance
@@ -178,25 +183,12 @@ def test_a_complete_study_is_sent_on_without_its_patient(
         catalogue.keep(described(file), file)
     clock.now += 10
     catalogue.queue_quiet(5, ["deidentify"])
-    got: list[Any] = []
-
-    def take(event: Any) -> int:
-        got.append(event.dataset)
-        return 0
-
-    other = AE(ae_title="ARCHIVE")
-    other.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
-    server = other.start_server(
-        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)]
-    )
-    assert server is not None
-    try:
-        destination = Destination.parse(f"ARCHIVE@127.0.0.1:{server.server_address[1]}")
+    port = _free_port()
+    with _archive(port) as got:
+        destination = Destination.parse(f"ARCHIVE@127.0.0.1:{port}")
         config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=destination)
         ended = threading.Event()
         assert work(catalogue, config, ended, lambda *_: ended.set()) == 1
-    finally:
-        server.shutdown()
     (job,) = catalogue.queue.of(state="done")
     assert job.result["written"] == job.result["sent"] == 3
     originals = {instance(1, number).SOPInstanceUID for number in range(3)}
@@ -209,21 +201,99 @@ def test_a_complete_study_is_sent_on_without_its_patient(
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_destination_that_is_not_there_is_tried_again(
-    catalogue: Catalogue, clock: Clock, tmp_path: Path
+def test_an_archive_may_be_away_for_as_long_as_it_likes(
+    catalogue: Catalogue, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qinjing.data.dicom import deidentify_files as module
+
     file = content(instance(1, 0))
     catalogue.keep(described(file), file)
     clock.now += 10
     catalogue.queue_quiet(5, ["deidentify"])
-    away = Destination("ARCHIVE", "127.0.0.1", 9)
-    config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=away)
-    ended = threading.Event()
-    assert work(catalogue, config, ended, lambda *_: ended.set()) == 0
-    (job,) = catalogue.queue.of()
-    assert job.state == "waiting" and "ARCHIVE does not answer" in job.reason
-    with pytest.raises(QinjingError, match="does not answer"):
-        send([catalogue.path(job.study_instance_uid, instance(1, 0).SOPInstanceUID)], away)
+    port = _free_port()
+    there = Destination("ARCHIVE", "127.0.0.1", port)
+    config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=there)
+    made: list[Path] = []
+    really = module.deidentify_files
+
+    def counted(place: Path, out: Path, *more: Any, **named: Any) -> Any:
+        made.append(out)
+        return really(place, out, *more, **named)
+
+    monkeypatch.setattr(module, "deidentify_files", counted)
+
+    def attempt() -> int:
+        ended = threading.Event()
+        return work(catalogue, config, ended, lambda *_: ended.set())
+
+    for _ in range(MOST_ATTEMPTS + 2):
+        assert attempt() == 0
+        (job,) = catalogue.queue.of()
+        assert job.state == "waiting" and "ARCHIVE does not answer" in job.reason
+        clock.now += 61
+    with pytest.raises(PassingError, match="does not answer"):
+        send([catalogue.path(job.study_instance_uid, instance(1, 0).SOPInstanceUID)], there)
+    with _archive(port) as got:
+        assert attempt() == 1
+    (job,) = catalogue.queue.of(state="done")
+    assert job.result["sent"] == len(got) == 1
+    assert len(made) == 1  # what waited was not made again
+    assert not list(made[0].glob("*.json"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _archive(port: int, certificates: Certificates | None = None) -> Iterator[list[Dataset]]:
+    """Another node, which keeps what it is sent."""
+    got: list[Dataset] = []
+
+    def take(event: evt.Event) -> int:
+        got.append(event.dataset)
+        return 0
+
+    other = AE(ae_title="ARCHIVE")
+    other.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+    server = other.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, take)],
+        ssl_context=certificates.listening() if certificates else None,
+    )  # fmt: skip
+    assert server is not None
+    try:
+        yield got
+    finally:
+        server.shutdown()
+
+
+def test_results_go_out_over_tls(
+    catalogue: Catalogue, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = certificate
+    both = tmp_path / "both.pem"
+    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    file = tmp_path / "one.dcm"
+    file.write_bytes(content(instance(1, 0)))
+    port = _free_port()
+    text = f"ARCHIVE@127.0.0.1:{port}"
+    with _archive(port, Certificates(cert, key, cert)) as got:
+        place = Destination.parse(text, login=both, ca=cert)
+        assert send([file], place) == 1 and len(got) == 1
+    for login, ca in ((both, None), (None, cert)):
+        with pytest.raises(ConfigError, match="given together"):
+            Destination.parse(text, login=login, ca=ca)
+    with pytest.raises(ConfigError, match="a key in PEM"):
+        send([file], Destination.parse(text, login=cert, ca=cert))
+
+
+def test_no_study_leaves_this_machine_without_tls_unless_one_says_so() -> None:
+    with pytest.raises(ConfigError, match="over TLS, unless it is on this machine"):
+        Destination.parse("ARCHIVE@pacs.hospital:104")
+    found = Destination.parse("ARCHIVE@pacs.hospital:104", plain=True)
+    assert found == Destination("ARCHIVE", "pacs.hospital", 104)
 
 
 # Who does not say who he is is let go without a word, which pynetdicom does not take well.

@@ -91,7 +91,9 @@ def taking_in(
             worker.join()
 
 
-def destination(send_to: str | None, login: Path | None, ca: Path | None) -> Place | None:
+def destination(
+    send_to: str | None, login: Path | None, ca: Path | None, plain: bool
+) -> Place | None:
     """Return where results go.
 
     Raises:
@@ -99,7 +101,7 @@ def destination(send_to: str | None, login: Path | None, ca: Path | None) -> Pla
     """
     from qinjing.serve.send import Destination
 
-    return Destination.parse(send_to, login=login, ca=ca) if send_to else None
+    return Destination.parse(send_to, login=login, ca=ca, plain=plain) if send_to else None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from qinjing.cli.serve import (
     HOST,
     LOGIN,
     MODELS,
+    PLAIN,
     PORT,
     SEND_TO,
     TLS_CA,
@@ -119,6 +120,7 @@ class ServeWork(Command):
     send_to: str | None = field(default=None, metadata=SEND_TO)
     login: Path | None = field(default=None, metadata=LOGIN)
     ca: Path | None = field(default=None, metadata=CA)
+    plain: bool = field(default=False, metadata=PLAIN)
 
     def run(self) -> dict[str, Any]:
         """Work until stopped."""
@@ -132,7 +134,7 @@ class ServeWork(Command):
             read_secret(self.secret)[0] if self.secret else None,
             self.keep,
             tuple(served(run) for run in self.models),
-            destination(self.send_to, self.login, self.ca),
+            destination(self.send_to, self.login, self.ca, self.plain),
         )
         say("waiting for complete studies; stop with Ctrl-C")
         work(catalogue, config, threading.Event(), _became)

@@ -49,9 +49,11 @@ SEND_TO = argument(
     "--send-to", metavar="PLACE", help="results too: AET@HOST:PORT, https://… (STOW-RS), a folder"
 )
 LOGIN = argument(
-    "--login", metavar="FILE", there=True, help="bearer token or user:password, for https://…"
-)
-CA = argument("--ca", metavar="PEM", there=True, help="that signed the certificate of https://…")
+    "--login", metavar="FILE", there=True,
+    help="for https://… a bearer token or user:password, for AET@… our certificate and key in PEM",
+)  # fmt: skip
+CA = argument("--ca", metavar="PEM", there=True, help="that signed the certificate of --send-to")
+PLAIN = argument("--plain", help="send to AET@… on another machine without TLS")
 WATCH = argument("--watch", metavar="FOLDER", help="take in DICOM files and zips dropped there")
 _TOKENS = argument(
     "--tokens", metavar="FILE", help="of the tokens, instead of the one beside the store"
@@ -96,6 +98,7 @@ class Serve(Command):
     send_to: str | None = field(default=None, metadata=SEND_TO)
     login: Path | None = field(default=None, metadata=LOGIN)
     ca: Path | None = field(default=None, metadata=CA)
+    plain: bool = field(default=False, metadata=PLAIN)
     oidc: Path | None = field(
         default=None,
         metadata=argument(
@@ -139,7 +142,7 @@ class Serve(Command):
         with until_terminated(), ExitStack() as beside:
             kinds = ("predict",) if config.served else ("show",)
             if self.dicom_port is not None or self.watch is not None or config.served:
-                place = destination(self.send_to, self.login, self.ca)
+                place = destination(self.send_to, self.login, self.ca, self.plain)
                 node = _node(config, self.dicom_port, self.callers, self.tls_ca, kinds)
                 beside.enter_context(taking_in(config, kinds, node, self.watch, place))
             listen(config, _tell)

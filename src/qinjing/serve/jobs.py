@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 State = Literal["waiting", "taken", "done", "failed"]
 LEASE_S = 60.0
-MOST_ATTEMPTS = 10  # over three quarters of an hour: an archive may be away for as long
+MOST_ATTEMPTS = 10
+_AWAY_S = 60.0  # between two attempts while somebody is away
 _PAUSE_S = 5.0  # before a second attempt; twice as long before each further one
 _TABLE_MADE = "SELECT pg_advisory_xact_lock(7161466)"
 
@@ -180,14 +181,20 @@ class Queue:
         """Say that a job is done; False where it has gone to another."""
         return self._mine(job, state="done", reason="", result=json.dumps(result))
 
-    def failed(self, job: Job, reason: str, again: bool = True) -> bool:
+    def failed(self, job: Job, reason: str, again: bool = True, *, away: bool = False) -> bool:
         """Say why a job failed; it is tried again after a while, `MOST_ATTEMPTS` times in all.
 
         Args:
             job: that was taken.
             reason: one sentence that names no patient.
             again: whether another attempt may help.
+            away: whether what it wants is away and will be back: the attempt does not count, so
+                that nothing is lost however long that takes.
         """
+        if away:
+            due = self._clock() + _AWAY_S
+            before = job.attempts - 1
+            return self._mine(job, state="waiting", reason=reason, due=due, attempts=before)
         if again and job.attempts < MOST_ATTEMPTS:
             due = self._clock() + _PAUSE_S * 2 ** (job.attempts - 1)
             return self._mine(job, state="waiting", reason=reason, due=due)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import ssl
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from qinjing.errors import ConfigError, FormatError
 from qinjing.serve.catalogue import ABOUT, Catalogue, Instance
+from qinjing.serve.certificates import Certificates
 from qinjing.serve.commitment import MODEL, Commitment
 from qinjing.serve.send import Destination, hush
 from qinjing.serve.settings import is_loopback
@@ -89,6 +89,13 @@ class NodeConfig:
             raise ConfigError("--callers", "named where others reach the port", "none")
 
     @property
+    def certificates(self) -> Certificates | None:
+        """Of TLS; None where there is none."""
+        if self.tls_cert is None or self.tls_ca is None:
+            return None
+        return Certificates(self.tls_cert, self.tls_key, self.tls_ca)
+
+    @property
     def titles(self) -> tuple[str, ...]:
         """AE titles of those who may call."""
         return tuple(one.partition("@")[0] for one in self.callers)
@@ -100,7 +107,7 @@ class NodeConfig:
         for one in self.callers:
             if "@" in one:
                 try:
-                    address = Destination.parse(one, self.ae_title)
+                    address = Destination.parse(one, self.ae_title, plain=True)
                 except ConfigError:
                     raise ConfigError("--callers", "AET or AET@HOST:PORT each", one) from None
                 if isinstance(address, Destination):  # as with an @ it is, and no URL
@@ -115,11 +122,12 @@ def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
     Raises:
         ConfigError: pynetdicom is not installed, or the port or the certificates cannot be used.
     """
-    ae, client = _entity(config), _client_context(config) if config.tls_cert else None
+    ae, certificates = _entity(config), config.certificates
+    client = certificates.calling() if certificates else None
     commitment = Commitment(catalogue, config.addresses, client)
     handlers = _handlers(catalogue, commitment)
     contexts = _Shared(ae.supported_contexts)
-    context = _context(config) if config.tls_cert else None
+    context = certificates.listening() if certificates else None
     try:
         server = ae.start_server(
             (config.host, config.port), block=False, evt_handlers=handlers, contexts=contexts,
@@ -245,31 +253,3 @@ def _watch(config: NodeConfig, catalogue: Catalogue, ended: threading.Event) -> 
 def _cause(error: Exception) -> str:
     """What failed, without what was sent: a file's path is of digests, but its folder's is not."""
     return error.strerror or "OSError" if isinstance(error, OSError) else str(error)
-
-
-def _context(config: NodeConfig) -> ssl.SSLContext:
-    return _certified(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
-
-
-def _client_context(config: NodeConfig) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # who is signed by that authority may call, whatever his name
-    return _certified(context, config)
-
-
-def _certified(context: ssl.SSLContext, config: NodeConfig) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(config.tls_cert or "", config.tls_key, _no_password)
-        context.load_verify_locations(config.tls_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            "--tls-cert, --tls-key and --tls-ca", "certificates and a key in PEM", error,
-            where=config.tls_cert,
-        ) from None  # fmt: skip
-    return context
-
-
-def _no_password() -> str:
-    raise ConfigError("--tls-key", "a key without a password", "one with a password")

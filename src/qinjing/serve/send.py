@@ -18,7 +18,9 @@ from typing import Any
 
 from qinjing.config import atomic_path
 from qinjing.errors import ConfigError, QinjingError
-from qinjing.serve.peer import Peer
+from qinjing.serve.certificates import Certificates
+from qinjing.serve.peer import PassingError, Peer
+from qinjing.serve.settings import is_loopback
 
 _MOST_CONTEXTS = 128  # of one association, PS3.8, 9.3.2.2
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, with a remark: PS3.4, table B.2-1
@@ -33,33 +35,49 @@ class Destination:
         host: its address.
         port: its port.
         calling: what we call ourselves.
+        certificates: of TLS; None sends without.
     """
 
     ae_title: str
     host: str
     port: int
     calling: str = "QINJING"
+    certificates: Certificates | None = None
 
     @classmethod
     def parse(
-        cls, text: str, calling: str = "QINJING", login: Path | None = None, ca: Path | None = None
-    ) -> Place:
+        cls, text: str, calling: str = "QINJING", login: Path | None = None,
+        ca: Path | None = None, *, plain: bool = False,
+    ) -> Place:  # fmt: skip
         """Return where results go: "AET@HOST:PORT", the URL of a DICOMweb server, or a folder.
 
         Args:
             text: of one of these forms; the folder must be there.
             calling: what we call ourselves to a node.
-            login: a file that opens the server, as `Peer` has it.
-            ca: certificates in PEM that the server's own must be signed by.
+            login: a file that opens the server, as `Peer` has it; for a node, our certificate and
+                its key in PEM.
+            ca: certificates in PEM that the other's own must be signed by.
+            plain: whether a node on another machine may be sent to without TLS.
 
         Raises:
-            ConfigError: the text is of another form.
+            ConfigError: the text is of another form, or a node far away has no TLS.
         """
         if text.startswith(("https://", "http://")):
             return Peer(text, login, ca)
         found = re.fullmatch(r"([\x21-\x7e]{1,16})@([^@\s]+):(\d{1,5})", text)
         if found and 0 < int(found[3]) < 65536:
-            return cls(found[1], found[2].strip("[]"), int(found[3]), calling)
+            host = found[2].strip("[]")
+            if (login is None) != (ca is None):
+                rule = "given together, our certificate with its key and who signed theirs"
+                raise ConfigError("--login and --ca", rule, "one", where=text)
+            certificates = Certificates(login, None, ca) if login and ca else None
+            if certificates is None and not plain and not is_loopback(host):
+                raise ConfigError(
+                    "destination", "sent to over TLS, unless it is on this machine", text,
+                    advice="give --login and --ca, or --plain where the network is the hospital's "
+                    "own and the archive knows no TLS",
+                )  # fmt: skip
+            return cls(found[1], host, int(found[3]), calling, certificates)
         if text and Path(text).is_dir():
             return Path(text)
         rule = "AET@HOST:PORT, https://HOST/PATH, or a folder that is there"
@@ -80,7 +98,8 @@ def send(files: Sequence[Path], destination: Place) -> int:
         destination: to whom.
 
     Raises:
-        QinjingError: nobody is there, or did not take one.
+        PassingError: nobody is there just now.
+        QinjingError: one was not taken.
     """
     if isinstance(destination, Peer):
         from qinjing.serve.dicomweb import store
@@ -120,6 +139,7 @@ def _send(files: Sequence[Path], destination: Destination) -> int:
     from pynetdicom import AE, evt
 
     hush()
+    context = destination.certificates.calling() if destination.certificates else None
     kinds: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         meta = dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
@@ -136,9 +156,10 @@ def _send(files: Sequence[Path], destination: Destination) -> int:
         association = ae.associate(
             destination.host, destination.port, ae_title=destination.ae_title,
             evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)],
+            tls_args=(context, destination.host) if context else None,
         )  # fmt: skip
         if not association.is_established:
-            raise QinjingError(f"{destination.ae_title} does not answer, or lets nobody in")
+            raise PassingError(f"{destination.ae_title} does not answer, or lets nobody in")
         try:
             for kind in part:
                 for file in kinds[kind]:

@@ -2,7 +2,8 @@
 
 A worker takes a job, does it, and says so; while it works a second thread renews the lease. What a
 job makes it makes anew in a folder of its own, so that a second attempt after a lost worker gives
-the same and nothing is sent twice under another name.
+the same and nothing is sent twice under another name. What was made and could not be sent, since
+the archive is away, is not made again: it waits until the archive is back.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ import secrets
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qinjing.config import read_json, write_json
 from qinjing.errors import ConfigError, InputError, QinjingError, UnavailableError
 from qinjing.serve.catalogue import Catalogue
 from qinjing.serve.jobs import LEASE_S, Job, Queue
+from qinjing.serve.peer import PassingError
 from qinjing.serve.send import Place, send
 
 if TYPE_CHECKING:
     from qinjing.serve.answer import ServedModel
 
 LOG = logging.getLogger("qinjing.serve.work")
+_WAITING = "waiting.json"  # beside what is to be sent
+_Made = tuple[list[Path], dict[str, Any]]  # files to be sent, and what is told of the job
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,9 @@ def _do(job: Job, catalogue: Catalogue, config: WorkConfig) -> str:
     with _held(job, queue, config.lease_s):
         try:
             result = KINDS[job.kind](job, catalogue, config)
-        except UnavailableError as error:  # comes back, and so does the job
+        except (UnavailableError, PassingError) as error:  # comes back, and so does the job
             LOG.warning("job %d, %s: %s", job.job_id, job.kind, error)
-            return "failed" if queue.failed(job, str(error)) else "lost"
+            return "failed" if queue.failed(job, str(error), away=True) else "lost"
         except InputError as error:  # the study's fault: as much at the next attempt
             LOG.warning("job %d, %s: refused", job.job_id, job.kind)
             return "failed" if queue.failed(job, str(error), again=False) else "lost"
@@ -144,15 +149,17 @@ def deidentified(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[
     """Write a study's copy without its patient, and send it on."""
     from qinjing.data.dicom.deidentify_files import deidentify_files
 
-    out = _fresh(catalogue, job)
-    place = catalogue.place(job.study_instance_uid)
-    made = deidentify_files(place, out, config.keep, secret=config.secret or b"")
-    if made.refused and not made.written:
-        raise InputError("study", "of sound DICOM files", f"{len(made.refused)} that are not")
-    files = sorted(out.rglob("*.dcm"))
-    sent = _sent(files, config.destination)
-    return {"written": made.written, "refused": len(made.refused), "sent": sent,
-            "warnings": sorted(made.warnings)}  # fmt: skip
+    def make(out: Path) -> _Made:
+        place = catalogue.place(job.study_instance_uid)
+        made = deidentify_files(place, out, config.keep, secret=config.secret or b"")
+        if made.refused and not made.written:
+            rule = "of sound DICOM files"
+            raise InputError("study", rule, f"{len(made.refused)} that are not")
+        result = {"written": made.written, "refused": len(made.refused),
+                  "warnings": sorted(made.warnings)}  # fmt: skip
+        return sorted(out.rglob("*.dcm")), result
+
+    return _sent(job, catalogue, config, make)
 
 
 def shown(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
@@ -167,69 +174,84 @@ def shown(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, An
 
 def predicted(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
     """Segment a study, and send what each model's class may say of it."""
-    from qinjing.serve.answer import answer
-    from qinjing.serve.volumes import show
 
-    out, study = _fresh(catalogue, job), catalogue.place(job.study_instance_uid)
-    show(study, catalogue.images)
-    made: list[Path] = []
-    faults: list[str] = []
-    for number, model in enumerate(config.models, start=1):
-        answers, refused = answer(study, model, out / f"{number:02d}")
-        faults += refused  # a study is of one modality mostly: it fits some models
-        for one in answers:
-            image = catalogue.images.find(one.about)
-            if image is not None:
-                catalogue.images.add_segmentation(
-                    image.image_id, kind="model", author=model.name, labels=model.labels()[0],
-                    product_class=model.product_class, content=one.segmentation.read_bytes(),
-                    confidence=one.confidence, maker=one.maker,
-                )  # fmt: skip
-            made += one.files
-    if faults and not made:
-        raise InputError("study", "of series that can be segmented", faults[0])
-    return {
-        "made": [file.name for file in made], "refused": faults,
-        "sent": _sent(made, config.destination),
-    }  # fmt: skip
+    def make(out: Path) -> _Made:
+        from qinjing.serve.answer import answer
+        from qinjing.serve.volumes import show
+
+        study = catalogue.place(job.study_instance_uid)
+        show(study, catalogue.images)
+        made: list[Path] = []
+        faults: list[str] = []
+        for number, model in enumerate(config.models, start=1):
+            answers, refused = answer(study, model, out / f"{number:02d}")
+            faults += refused  # a study is of one modality mostly: it fits some models
+            for one in answers:
+                image = catalogue.images.find(one.about)
+                if image is not None:
+                    catalogue.images.add_segmentation(
+                        image.image_id, kind="model", author=model.name, labels=model.labels()[0],
+                        product_class=model.product_class, content=one.segmentation.read_bytes(),
+                        confidence=one.confidence, maker=one.maker,
+                    )  # fmt: skip
+                made += one.files
+        if faults and not made:
+            raise InputError("study", "of series that can be segmented", faults[0])
+        return made, {"made": [file.name for file in made], "refused": faults}
+
+    return _sent(job, catalogue, config, make)
 
 
 def released(job: Job, catalogue: Catalogue, config: WorkConfig) -> Mapping[str, Any]:
     """Send what waited for a named reader, and was confirmed."""
-    from qinjing.report.product_class import must_be_confirmed
-    from qinjing.serve.answer import confirmed_answer
 
-    out, models = _fresh(catalogue, job), {model.name: model for model in config.models}
-    made: list[Path] = []
-    for image in catalogue.images.of_study(job.study_instance_uid):
-        for one in catalogue.images.segmentations(image.image_id, "model"):
-            if not (one.confirmed_by and must_be_confirmed(one.product_class)):
-                continue
-            if one.author not in models:
-                raise ConfigError("--model", "the one that was confirmed", "others")
-            made += confirmed_answer(
-                catalogue.place(job.study_instance_uid), models[one.author], image, one,
-                catalogue.images.mask(one), out / one.segmentation_id,
-            )  # fmt: skip
-    return {"made": [file.name for file in made], "sent": _sent(made, config.destination)}
+    def make(out: Path) -> _Made:
+        from qinjing.report.product_class import must_be_confirmed
+        from qinjing.serve.answer import confirmed_answer
+
+        models = {model.name: model for model in config.models}
+        place = catalogue.place(job.study_instance_uid)
+        made: list[Path] = []
+        for image in catalogue.images.of_study(job.study_instance_uid):
+            for one in catalogue.images.segmentations(image.image_id, "model"):
+                if not (one.confirmed_by and must_be_confirmed(one.product_class)):
+                    continue
+                if one.author not in models:
+                    raise ConfigError("--model", "the one that was confirmed", "others")
+                made += confirmed_answer(
+                    place, models[one.author], image, one, catalogue.images.mask(one),
+                    out / one.segmentation_id,
+                )  # fmt: skip
+        return made, {"made": [file.name for file in made]}
+
+    return _sent(job, catalogue, config, make)
+
+
+def _sent(
+    job: Job, catalogue: Catalogue, config: WorkConfig, make: Callable[[Path], _Made]
+) -> Mapping[str, Any]:
+    """Make what a job makes, unless an attempt before this one did, and send it."""
+    out = made_at(catalogue, job.study_instance_uid, job.kind)
+    # By the same models of the same class: what may be said now may be less than it was.
+    by = [[model.name, model.product_class] for model in config.models]
+    told = read_json(out / _WAITING) if (out / _WAITING).is_file() else {}
+    if (told.get("revision"), told.get("by")) != (job.revision, by):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True, mode=0o700)
+        files, result = make(out)
+        names = [str(file.relative_to(out)) for file in files]
+        told = {"revision": job.revision, "by": by, "files": names, "result": result}
+        write_json(out / _WAITING, told)
+    files = [out / name for name in told["files"]]
+    sent = send(files, config.destination) if config.destination and files else 0
+    (out / _WAITING).unlink()
+    return {**told["result"], "sent": sent}
 
 
 def made_at(catalogue: Catalogue, study_instance_uid: str, kind: str) -> Path:
     """Return the folder of what a job of this kind makes of a study."""
     name = catalogue.place(study_instance_uid).name
     return catalogue.folder / "made" / name[:2] / name / kind
-
-
-def _fresh(catalogue: Catalogue, job: Job) -> Path:
-    """An empty folder for what a job makes."""
-    out = made_at(catalogue, job.study_instance_uid, job.kind)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, mode=0o700)
-    return out
-
-
-def _sent(files: Sequence[Path], destination: Place | None) -> int:
-    return send(files, destination) if destination and files else 0
 
 
 KINDS: dict[str, Callable[[Job, Catalogue, WorkConfig], Mapping[str, Any]]] = {
