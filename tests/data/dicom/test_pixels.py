@@ -66,6 +66,26 @@ def test_the_same_pixels_in_each_transfer_syntax(tmp_path, name, dtype):
     np.testing.assert_array_equal(voxels, stored)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("name", ["HTJ2KLossless", "HTJ2K"])
+def test_grey_high_throughput_jpeg_2000_as_openjph_packs_it(tmp_path, name, dtype):
+    codecs = pytest.importorskip("imagecodecs")
+    low = -1000 if dtype is np.int16 else 0
+    top = 255 if dtype is np.uint8 else 3000
+    stored = np.random.default_rng(0).integers(low, top, SHAPE).astype(dtype)
+
+    def edit(file, d):
+        packed = codecs.htj2k_encode(stored[d], reversible=True)
+        file.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
+        file.PixelData = pydicom.encaps.encapsulate([packed])
+        file["PixelData"].VR = "OB"
+
+    write_series(tmp_path, stored, slope=None, edit=edit)
+    voxels = read_series(tmp_path).voxels
+    assert voxels.dtype == dtype
+    np.testing.assert_array_equal(voxels, stored)
+
+
 @pytest.mark.data
 def test_real_files_in_nine_transfer_syntaxes(data_root):
     """One Siemens mosaic by DCMTK and GDCM in nine; all of JPEG lossless is there too."""
