@@ -210,6 +210,43 @@ def test_a_studys_overlay_is_drawn_and_a_label_jumps(
     assert len({re.findall(r"voxel [\d, ]+", one)[0] for one in both}) == 1
 
 
+def test_the_solid_picture_turns_by_keys(
+    clinic: Clinic, browser: Browser, tmp_path: Path
+) -> None:
+    enter(browser, clinic, "reader", "Dr. Wang", f"/study#{clinic.studies[0]}")
+    browser.until("document.querySelector('.place')?.textContent")
+    browser.run("document.getElementById('view-all').click()")
+    browser.until("document.querySelector('.solid') && !document.querySelector('.solid').hidden")
+    box = browser.run(
+        "(() => { const one = document.querySelector('.solid').getBoundingClientRect();"
+        "return [one.left, one.top, one.right, one.bottom]; })()"
+    )
+
+    def looks() -> np.ndarray:
+        """The picture once it stands still."""
+        last = None
+        for _ in range(50):
+            browser.until("new Promise((done) => setTimeout(() => done(true), 100))")
+            browser.picture(tmp_path / "solid.png")
+            left, top, right, bottom = (round(one) for one in box)
+            seen = np.asarray(PIL.Image.open(tmp_path / "solid.png").convert("L"), float)
+            seen = seen[top:bottom, left:right]
+            if last is not None and np.array_equal(seen, last) and seen.max() > 0:
+                return seen
+            last = seen
+        raise AssertionError("never still")
+
+    begun = looks()
+    browser.press("t")
+    turned = looks()
+    browser.press("y")
+    tilted = looks()
+    assert np.abs(turned - begun).mean() > 0.5 and np.abs(tilted - turned).mean() > 0.5
+    browser.press("Y", shift=True)
+    browser.press("T", shift=True)
+    np.testing.assert_array_equal(looks(), begun)
+
+
 def test_a_tool_gives_no_figures_and_a_finding_waits_for_a_reader(
     clinic: Clinic, browser: Browser
 ) -> None:

@@ -6,7 +6,7 @@ import { nextWindow, opacityNow, setOpacity } from "./panel";
 
 export const LOOK_KEYS: [string, string][] = [
   ["?", "key.help"], ["↑ ↓", "key.slices"], ["← →", "key.sagittal"], ["PgUp PgDn", "key.coronal"],
-  ["+ −", "key.zoom"], ["W", "key.window"], ["V", "key.view"], ["L", "key.labels"], [", .", "key.opacity"],
+  ["+ −", "key.zoom"], ["T", "key.turn"], ["Y", "key.tilt"], ["W", "key.window"], ["V", "key.view"], ["L", "key.labels"], [", .", "key.opacity"],
 ];
 
 export interface Acts {
@@ -34,6 +34,8 @@ function acted(event: KeyboardEvent, acts: Acts): boolean {
     case "PageDown": step(1, -1); return true;
     case "+": case "=": for (const one of panes) one.zoom(1.2); return true;
     case "-": case "−": for (const one of panes) one.zoom(1 / 1.2); return true;
+    case "t": case "T": for (const one of panes) one.turn(event.shiftKey ? -15 : 15, 0); return true;
+    case "y": case "Y": for (const one of panes) one.turn(0, event.shiftKey ? -15 : 15); return true;
     case "w": case "W": nextWindow(panes); acts.drawn(); return true;
     case "v": case "V": acts.nextView(); return true;
     case ",": setOpacity(panes, opacityNow() - 0.1); return true;

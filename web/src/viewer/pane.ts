@@ -135,6 +135,10 @@ export class Pane {
     if (this.solid) this.still = window.setTimeout(act, STILL_MS);
   }
 
+  turn(about: number, up: number): void {
+    this.solid?.turn(about, up);
+  }
+
   private layOut(): void {
     const dpr = devicePixelRatio || 1;
     const [width, height] = [this.host.clientWidth, this.host.clientHeight];

@@ -49,6 +49,13 @@ export class Solid {
     this.nv.drawScene();
   }
 
+  // Degrees about the head's axis, and up or down.
+  turn(about: number, up: number): void {
+    const { renderAzimuth, renderElevation } = this.nv.scene;
+    const raised = Math.max(-90, Math.min(90, renderElevation + up));
+    this.nv.setRenderAzimuthElevation((renderAzimuth + about + 360) % 360, raised);
+  }
+
   close(): void {
     this.nv.cleanup();
     this.nv.gl.getExtension("WEBGL_lose_context")?.loseContext();

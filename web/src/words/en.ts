@@ -212,7 +212,7 @@ export const ENGLISH = {
   keysHint: "? shows every key",
   key: {
     help: "Show these keys", slices: "Next and previous slice (axial)", coronal: "Next and previous slice, coronal",
-    sagittal: "Next and previous slice, sagittal", zoom: "Zoom", window: "Next grey window", view: "Next view",
+    sagittal: "Next and previous slice, sagittal", zoom: "Zoom", turn: "Turn 3-D; with Shift, back", tilt: "Tilt 3-D; with Shift, back", window: "Next grey window", view: "Next view",
     labels: "Show or hide the labels", opacity: "Labels fainter or stronger", search: "Search", upDown: "Study by study",
     open: "Open", label: "Choose a label", size: "Smaller and larger brush", undo: "Undo", redo: "Redo", save: "Save draft",
     submit: "Submit", next: "Next case", close: "Close the polygon", giveUp: "Give up a polygon, begin another structure",

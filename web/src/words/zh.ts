@@ -201,7 +201,7 @@ export const CHINESE: Words = {
   keysHint: "按 ? 查看所有按键",
   key: {
     help: "显示快捷键", slices: "上一层、下一层（横断面）", coronal: "上一层、下一层（冠状面）",
-    sagittal: "上一层、下一层（矢状面）", zoom: "缩放", window: "下一个窗", view: "下一个视图",
+    sagittal: "上一层、下一层（矢状面）", zoom: "缩放", turn: "旋转三维图（加 Shift 反向）", tilt: "俯仰三维图（加 Shift 反向）", window: "下一个窗", view: "下一个视图",
     labels: "显示或隐藏标签", opacity: "标签变淡、变浓", search: "查找", upDown: "逐项检查", open: "打开",
     label: "选择标签", size: "画笔变小、变大", undo: "撤销", redo: "重做", save: "保存草稿", submit: "提交",
     next: "下一例", close: "闭合多边形", giveUp: "放弃多边形，开始另一个结构", stamp: "在十字线处使用工具",
