@@ -59,7 +59,8 @@ def job_table() -> Table:
         UniqueConstraint("kind", "study", "revision"),
     )  # fmt: skip
     Index("job_due", table.c.state, table.c.due)
-    Index("job_study", table.c.study)
+    # With all that a list asks of a study, so that the rows, results and all, are not read.
+    Index("job_study", table.c.study, table.c.kind, table.c.revision, table.c.state)
     return table
 
 
