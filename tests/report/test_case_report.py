@@ -76,6 +76,7 @@ def pdf_text(file) -> list[str]:
     if not shutil.which("pdftotext"):
         pytest.skip("pdftotext of poppler-utils is not on this machine")
     run = subprocess.run(["pdftotext", "-layout", str(file), "-"], capture_output=True, text=True)
+    assert run.stderr == ""  # text without a font, say
     return [" ".join(one.split()) for one in run.stdout.split("\f") if one.strip()]
 
 
@@ -146,18 +147,34 @@ def test_findings_are_a_diagnosis_alone(report, tmp_path):
         write_case_report(replace(report, product_class="toy"), tmp_path)
 
 
-def test_in_chinese_and_with_chinese_names(report, tmp_path):
+def test_in_chinese_and_with_chinese_names_without_a_font_of_theirs(report, tmp_path, monkeypatch):
     pytest.importorskip("fpdf")
+    monkeypatch.setattr("qinjing.report.case_pdf._font_having", lambda _: None)
     result = write_case_report(replace(report, language="zh"), tmp_path / "zh")
     text, _ = page(tmp_path / "zh")
     assert "产品类别：分析类" in text and "尚未经医师确认" in text and "RECIST 1.1" in text
-    assert result["pdf"] is None and "Noto Sans SC" in result["notes"][0]
+    assert result["pdf"] is None and "Noto Sans CJK" in result["notes"][0]
     named = replace(report, header={"Patient": "张三"})
     (note,) = write_case_report(named, tmp_path / "en")["notes"]
     assert "lacks 2 characters" in note and "张" not in note
     assert "张三" in page(tmp_path / "en")[0]
     with pytest.raises(ConfigError, match="one of en, zh"):
         write_case_report(replace(report, language="de"), tmp_path)
+
+
+def test_a_pdf_in_chinese_where_the_machine_has_a_font(report, tmp_path):
+    pytest.importorskip("fpdf")
+    from qinjing.report.case_pdf import can_show
+
+    if not can_show("产品类别张三"):
+        pytest.skip("no font of this machine has Chinese characters")
+    named = replace(report, language="zh", header={"Patient": "张三"})
+    result = write_case_report(named, tmp_path)
+    assert result["notes"] == []
+    text = " ".join(pdf_text(result["pdf"]))
+    assert (
+        "产品类别：分析类" in text and "张三" in text and "□" not in text and "RECIST 1.1" in text
+    )
 
 
 def test_every_word_is_in_both_languages():

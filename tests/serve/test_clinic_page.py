@@ -210,9 +210,7 @@ def test_a_studys_overlay_is_drawn_and_a_label_jumps(
     assert len({re.findall(r"voxel [\d, ]+", one)[0] for one in both}) == 1
 
 
-def test_the_solid_picture_turns_by_keys(
-    clinic: Clinic, browser: Browser, tmp_path: Path
-) -> None:
+def test_the_solid_picture_turns_by_keys(clinic: Clinic, browser: Browser, tmp_path: Path) -> None:
     enter(browser, clinic, "reader", "Dr. Wang", f"/study#{clinic.studies[0]}")
     browser.until("document.querySelector('.place')?.textContent")
     browser.run("document.getElementById('view-all').click()")

@@ -12,6 +12,7 @@ from typing import Any
 from qinjing.config import atomic_path
 from qinjing.errors import ConfigError
 
+_HAIR = "\u200a"  # the narrowest space
 _INK, _SOFT, _LINE = (28, 36, 48), (86, 97, 116), (217, 222, 230)
 
 
@@ -80,6 +81,30 @@ def _font(style: str) -> Path:
     return Path(get_data_path()) / "fonts" / "ttf" / name
 
 
+@lru_cache(maxsize=4096)
+def _font_having(letter: str) -> Path | None:
+    """A font of this machine that has a letter, as that of a Chinese name; None where none has."""
+    from matplotlib.font_manager import findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    for path in sorted(findSystemFonts(), key=lambda one: (Path(one).name, one)):
+        try:
+            font = FT2Font(path)
+        except (OSError, RuntimeError):  # what FreeType cannot read
+            continue
+        if font.scalable and font.get_char_index(ord(letter)):  # no pictures of letters
+            return Path(path)
+    return None
+
+
+def can_show(text: str) -> bool:
+    """Whether this machine has a font for every letter of a text."""
+    from matplotlib.ft2font import FT2Font
+
+    own = FT2Font(str(_font("")))
+    return all(own.get_char_index(ord(c)) or _font_having(c) for c in text if c > " ")
+
+
 class _Paper:
     """A document of A4 pages, written from top to bottom."""
 
@@ -87,7 +112,7 @@ class _Paper:
         from fpdf import FPDF
         from matplotlib.ft2font import FT2Font
 
-        self.known = FT2Font(str(_font("")))
+        self.known = [FT2Font(str(_font("")))]
         self.lacking: set[str] = set()
         self.pdf: Any = FPDF(format="A4")
         self.pdf.set_margin(15)
@@ -101,10 +126,28 @@ class _Paper:
         self.pdf.add_page()
 
     def clean(self, text: str) -> str:
-        """Put a box where the font has no letter."""
-        missing = {c for c in text if c > " " and not self.known.get_char_index(ord(c))}
+        """Put a box where no font of this machine has the letter."""
+        missing = {c for c in text if c > " " and not self._has(c)}
         self.lacking |= missing
-        return "".join("□" if c in missing else c for c in text)
+        shown = "".join("□" if c in missing else c for c in text)
+        # fpdf2 2.8.9 forgets the font of later lines where a text begins with a borrowed letter.
+        borrowed = shown[:1] > " " and not self.known[0].get_char_index(ord(shown[0]))
+        return f"{_HAIR}{shown}" if borrowed else shown
+
+    def _has(self, letter: str) -> bool:
+        from matplotlib.ft2font import FT2Font
+
+        if any(font.get_char_index(ord(letter)) for font in self.known):
+            return True
+        path = _font_having(letter)
+        if path is None:
+            return False
+        name = f"Fallback{len(self.known)}"
+        self.pdf.add_font(name, "", str(path))
+        self.known.append(FT2Font(str(path)))
+        names = [f"Fallback{number}" for number in range(1, len(self.known))]
+        self.pdf.set_fallback_fonts(names, exact_match=False)  # for bold letters too
+        return True
 
     def say(
         self, text: str, *, size: float, style: str = "", colour: tuple[int, int, int] = _INK

@@ -79,13 +79,13 @@ def write_case_report(
 ) -> dict[str, Any]:
     """Write case.html, case.json with all figures, and case.pdf into a folder.
 
-    The PDF is in English alone: the font that comes along has no Chinese characters, and a PDF in
-    Chinese would need one of some megabytes, such as Noto Sans SC.
+    The font that comes along has no Chinese characters: a PDF takes them from one of the machine's,
+    and is left out where it would be in Chinese and there is none.
 
     Args:
         report: what it is made of.
         output: the folder.
-        pdf: write the PDF as well, where the language is English.
+        pdf: write the PDF as well.
 
     Returns:
         {"html", "pdf" (None where it was left out), "json", "pictures", "notes"}.
@@ -112,14 +112,15 @@ def write_case_report(
         }),
     )  # fmt: skip
     made = None
-    if pdf and report.language == "en":
-        from qinjing.report.case_pdf import write_pdf
+    if pdf:
+        from qinjing.report.case_pdf import can_show, write_pdf
 
-        made = output / "case.pdf"
-        notes += write_pdf(content, made)
-    elif pdf:
-        notes.append("no PDF: a Chinese one needs a font with Chinese characters, such as Noto "
-                     "Sans SC, which does not come along")  # fmt: skip
+        if can_show(content["say"]["title"]):
+            made = output / "case.pdf"
+            notes += write_pdf(content, made)
+        else:
+            notes.append("no PDF: this machine has no font with Chinese characters, such as Noto "
+                         "Sans CJK (Debian: fonts-noto-cjk)")  # fmt: skip
     return {
         "html": output / "case.html",
         "pdf": made,
