@@ -74,7 +74,7 @@ def test_states_follow_the_jobs(clinic: Service, catalogue: Catalogue) -> None:
     assert state() == "waiting"
     job = catalogue.queue.take("one", ["show"])
     assert job is not None and job.study_instance_uid == uid and state() == "working"
-    assert catalogue.queue.failed(job, "no", again=False) and state() == "failed"
+    assert catalogue.queue.failed(job, "no", again=False) == "failed" and state() == "failed"
     assert client.post(f"/api/studies/{study}/again", json={}).json() == {"queued": 1}
     job = catalogue.queue.take("one", ["show"])
     assert job is not None and catalogue.queue.done(job, {}) and state() == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import socket
@@ -24,7 +25,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from qinjing.data.database import Database
-from qinjing.errors import ConfigError
+from qinjing.errors import ConfigError, QinjingError
 from qinjing.serve.catalogue import Catalogue, study_key
 from qinjing.serve.certificates import Certificates
 from qinjing.serve.jobs import MOST_ATTEMPTS
@@ -32,6 +33,7 @@ from qinjing.serve.node import NodeConfig, described, node
 from qinjing.serve.peer import PassingError
 from qinjing.serve.send import Destination, send
 from qinjing.serve.work import WorkConfig, work
+from tests.serve.conftest import signed_by_itself
 from tests.serve.dicom import content, instance
 
 
@@ -45,6 +47,17 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+# pynetdicom leaves the socket of a refused connection to the garbage collector, which may come
+# to it in a later test: so it is called at the end of each of these.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -199,8 +212,6 @@ def test_a_complete_study_is_sent_on_without_its_patient(
             assert word not in str(one)
 
 
-# pynetdicom leaves the socket of a refused connection to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_archive_may_be_away_for_as_long_as_it_likes(
     catalogue: Catalogue, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +259,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _archive(port: int, certificates: Certificates | None = None) -> Iterator[list[Dataset]]:
+def _archive(
+    port: int, certificates: Certificates | None = None, name: str = "ARCHIVE"
+) -> Iterator[list[Dataset]]:
     """Another node, which keeps what it is sent."""
     got: list[Dataset] = []
 
@@ -256,7 +269,8 @@ def _archive(port: int, certificates: Certificates | None = None) -> Iterator[li
         got.append(event.dataset)
         return 0
 
-    other = AE(ae_title="ARCHIVE")
+    other = AE(ae_title=name)
+    other.require_called_aet = True
     other.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
     server = other.start_server(
         ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, take)],
@@ -269,12 +283,9 @@ def _archive(port: int, certificates: Certificates | None = None) -> Iterator[li
         server.shutdown()
 
 
-def test_results_go_out_over_tls(
-    catalogue: Catalogue, certificate: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_results_go_out_over_tls(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     cert, key = certificate
-    both = tmp_path / "both.pem"
-    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    both = _both(tmp_path / "both.pem", certificate)
     file = tmp_path / "one.dcm"
     file.write_bytes(content(instance(1, 0)))
     port = _free_port()
@@ -286,7 +297,97 @@ def test_results_go_out_over_tls(
         with pytest.raises(ConfigError, match="given together"):
             Destination.parse(text, login=login, ca=ca)
     with pytest.raises(ConfigError, match="a key in PEM"):
-        send([file], Destination.parse(text, login=cert, ca=cert))
+        Destination.parse(text, login=cert, ca=cert)
+    with pytest.raises(ConfigError, match="without --login and --ca"):
+        Destination.parse(text, login=both, ca=cert, plain=True)
+
+
+def test_an_archive_is_believed_by_who_signed_it_and_by_its_address(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "one.dcm"
+    file.write_bytes(content(instance(1, 0)))
+    other = signed_by_itself(tmp_path, "archive.hospital")
+    port = _free_port()
+    for theirs, believed in ((other, certificate[0]), (other, other[0])):
+        ours = _both(tmp_path / "both.pem", certificate)
+        with _archive(port, Certificates(*theirs, certificate[0])) as got:
+            place = Destination.parse(f"ARCHIVE@127.0.0.1:{port}", login=ours, ca=believed)
+            with pytest.raises(QinjingError, match="do not believe each other's certificates"):
+                send([file], place)
+            assert got == []
+
+
+def test_who_does_not_want_us_is_not_away(tmp_path: Path) -> None:
+    file = tmp_path / "one.dcm"
+    file.write_bytes(content(instance(1, 0)))
+    port = _free_port()
+    with _archive(port, name="ANOTHER") as got:
+        for title, said in (("ARCHIVE", "does not let QINJING in"), ("ANOTHER", "no such")):
+            if title == "ANOTHER":
+                file.write_bytes(content(instance(1, 0, SOPClassUID=MRImageStorage)))
+            with pytest.raises(QinjingError, match=said) as raised:
+                send([file], Destination(title, "127.0.0.1", port))
+            assert not isinstance(raised.value, PassingError)
+        assert got == []
+    with pytest.raises(PassingError, match="is not found"):
+        send([file], Destination("ARCHIVE", "nobody.invalid", port))
+
+
+def test_what_waits_is_made_anew_for_another_profile_or_where_it_is_damaged(
+    catalogue: Catalogue, clock: Clock, tmp_path: Path
+) -> None:
+    file = content(instance(1, 0, StudyDescription="Canary's abdomen"))
+    catalogue.keep(described(file), file)
+    clock.now += 10
+    catalogue.queue_quiet(5, ["deidentify"])
+    port = _free_port()
+    there = Destination("ARCHIVE", "127.0.0.1", port)
+
+    def attempt(**more: Any) -> str:
+        became: list[str] = []
+        ended = threading.Event()
+        config = WorkConfig(("deidentify",), destination=there, **more)
+        work(catalogue, config, ended, lambda _, word: (became.append(word), ended.set()))
+        clock.now += 61
+        return became[0]
+
+    before = {"secret": b"0123456789abcdef", "keep": ("descriptors",)}
+    assert attempt(**before) == "waiting"
+    (waiting,) = catalogue.folder.rglob("waiting.json")
+    assert "abdomen" in str(dcmread(next(waiting.parent.rglob("*.dcm"))))
+    for damage in (lambda: waiting.write_bytes(b"{"), next(waiting.parent.rglob("*.dcm")).unlink):
+        damage()
+        assert attempt(**before) == "waiting"
+    after = {"secret": b"fedcba9876543210"}
+    with _archive(port) as got:
+        assert attempt(**after) == "done"
+    assert len(got) == 1 and "abdomen" not in str(got[0])
+
+
+def test_who_waits_for_an_archive_holds_up_nobody(catalogue: Catalogue, clock: Clock) -> None:
+    away = Destination("ARCHIVE", "127.0.0.1", _free_port())
+    config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=away)
+    for study in (1, 2):
+        file = content(instance(study, 0))
+        catalogue.keep(described(file), file)
+    clock.now += 10
+    catalogue.queue_quiet(5, ["deidentify"])
+    for _ in range(2):
+        ended = threading.Event()
+        work(catalogue, config, ended, lambda *_: ended.set())  # noqa: B023
+    clock.now += 3600  # both are due for long
+    file = content(instance(3, 0))
+    catalogue.keep(described(file), file)
+    clock.now += 10
+    catalogue.queue_quiet(5, ["deidentify"])
+    job = catalogue.queue.take("somebody", ["deidentify"])
+    assert job is not None and job.study_instance_uid == instance(3, 0).StudyInstanceUID
+
+
+def _both(path: Path, pair: tuple[Path, Path]) -> Path:
+    path.write_bytes(b"".join(one.read_bytes() for one in pair))
+    return path
 
 
 def test_no_study_leaves_this_machine_without_tls_unless_one_says_so() -> None:
@@ -296,8 +397,6 @@ def test_no_study_leaves_this_machine_without_tls_unless_one_says_so() -> None:
     assert found == Destination("ARCHIVE", "pacs.hospital", 104)
 
 
-# Who does not say who he is is let go without a word, which pynetdicom does not take well.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_over_tls_only_who_shows_a_certificate_comes_in(
     catalogue: Catalogue, certificate: tuple[Path, Path]
 ) -> None:

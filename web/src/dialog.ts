@@ -51,10 +51,10 @@ async function answered(act: Answer | null): Promise<void> {
   yes.disabled = true;
   try {
     const wrong = await act?.();
-    if (wrong) $("dialogError").textContent = wrong;
-    else closeDialog();
-  } catch (refusal) {
-    $("dialogError").textContent = sentence(refusal);
+    if (!wrong) closeDialog();
+    else if (dialogIsOpen()) $("dialogError").textContent = wrong;
+  } catch (refusal) { // after the session's end the dialog is closed, and nobody is to read it
+    if (dialogIsOpen()) $("dialogError").textContent = sentence(refusal);
   }
   yes.disabled = false;
 }

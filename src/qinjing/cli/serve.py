@@ -52,7 +52,7 @@ LOGIN = argument(
     "--login", metavar="FILE", there=True,
     help="for https://… a bearer token or user:password, for AET@… our certificate and key in PEM",
 )  # fmt: skip
-CA = argument("--ca", metavar="PEM", there=True, help="that signed the certificate of --send-to")
+CA = argument("--ca", metavar="PEM", there=True, help="that signed the other's certificate")
 PLAIN = argument("--plain", help="send to AET@… on another machine without TLS")
 WATCH = argument("--watch", metavar="FOLDER", help="take in DICOM files and zips dropped there")
 _TOKENS = argument(
@@ -164,6 +164,7 @@ class Serve(Command):
             (self.send_to, "--send-to", "--dicom-port, --watch or --model", works),
             (self.login, "--login", "--send-to", self.send_to is not None),
             (self.ca, "--ca", "--send-to", self.send_to is not None),
+            (self.plain, "--plain", "--send-to", self.send_to is not None),
         ):
             if given and not there:
                 raise ConfigError(name, f"given together with {belongs}", "alone")

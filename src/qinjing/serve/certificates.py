@@ -34,14 +34,18 @@ class Certificates:
         """
         return self._filled(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
-    def calling(self) -> ssl.SSLContext:
+    def calling(self, *, named: bool = True) -> ssl.SSLContext:
         """Return a context for who calls.
+
+        Args:
+            named: whether the other's certificate must bear its address; else whom that authority
+                signed is believed.
 
         Raises:
             ConfigError: the files cannot be used.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # whom that authority signed is believed, whatever his name
+        context.check_hostname = named
         return self._filled(context)
 
     def _filled(self, context: ssl.SSLContext) -> ssl.SSLContext:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 State = Literal["waiting", "taken", "done", "failed"]
 LEASE_S = 60.0
 MOST_ATTEMPTS = 10
-_AWAY_S = 60.0  # between two attempts while somebody is away
+AWAY_S = 60.0  # between two attempts while somebody is away
 _PAUSE_S = 5.0  # before a second attempt; twice as long before each further one
 _TABLE_MADE = "SELECT pg_advisory_xact_lock(7161466)"
 
@@ -70,6 +70,8 @@ class Queue:
         self._database, self._clock, self._table = database, clock, job_table()
         with database.writing(_TABLE_MADE) as connection:
             self._table.create(connection, checkfirst=True)
+            for index in self._table.indexes:  # one that came later, in a table that was there
+                index.create(connection, checkfirst=True)
 
     def put(self, connection: Connection, kind: str, study: str, revision: int) -> int:
         """Put a job in, within the transaction of what it follows from; once, however often asked.
@@ -137,6 +139,9 @@ class Queue:
     def take(self, worker: str, kinds: Collection[str], lease_s: float = LEASE_S) -> Job | None:
         """Take the job that waits longest, or one whose worker was lost; None where there is none.
 
+        What failed before comes after what was never tried: an archive that is away holds up what
+        waits for it, and nothing else.
+
         Args:
             worker: who takes it: a name that no other worker has.
             kinds: what he can do.
@@ -155,7 +160,7 @@ class Queue:
         query = (
             select(t)
             .where(free & t.c.kind.in_(list(kinds)) & ~busy.exists())
-            .order_by(t.c.due, t.c.id)
+            .order_by(t.c.reason != "", t.c.due, t.c.id)
             .limit(1)
         )
         with self._database.writing("LOCK TABLE job IN SHARE ROW EXCLUSIVE MODE") as connection:
@@ -181,24 +186,30 @@ class Queue:
         """Say that a job is done; False where it has gone to another."""
         return self._mine(job, state="done", reason="", result=json.dumps(result))
 
-    def failed(self, job: Job, reason: str, again: bool = True, *, away: bool = False) -> bool:
+    def failed(
+        self, job: Job, reason: str, again: bool = True, *, away_s: float = 0.0
+    ) -> Literal["waiting", "failed", "lost"]:
         """Say why a job failed; it is tried again after a while, `MOST_ATTEMPTS` times in all.
 
         Args:
             job: that was taken.
             reason: one sentence that names no patient.
             again: whether another attempt may help.
-            away: whether what it wants is away and will be back: the attempt does not count, so
-                that nothing is lost however long that takes.
+            away_s: seconds until the next attempt, where what it wants is away and will be back:
+                this one does not count then, so that nothing is lost however long that takes.
+
+        Returns:
+            What it is now; "lost" where it has gone to another.
         """
-        if away:
-            due = self._clock() + _AWAY_S
-            before = job.attempts - 1
-            return self._mine(job, state="waiting", reason=reason, due=due, attempts=before)
-        if again and job.attempts < MOST_ATTEMPTS:
-            due = self._clock() + _PAUSE_S * 2 ** (job.attempts - 1)
-            return self._mine(job, state="waiting", reason=reason, due=due)
-        return self._mine(job, state="failed", reason=reason)
+        now = self._clock()
+        if away_s > 0:
+            changes = {"state": "waiting", "due": now + away_s, "attempts": job.attempts - 1}
+        elif again and job.attempts < MOST_ATTEMPTS:
+            changes = {"state": "waiting", "due": now + _PAUSE_S * 2 ** (job.attempts - 1)}
+        else:
+            changes = {"state": "failed"}
+        mine = self._mine(job, reason=reason, **changes)
+        return ("failed" if changes["state"] == "failed" else "waiting") if mine else "lost"
 
     def of(self, study: str | None = None, state: State | None = None) -> list[Job]:
         """Return jobs, of one study or in one state, in the order in which they were put in."""

@@ -123,7 +123,7 @@ def node(config: NodeConfig, catalogue: Catalogue) -> Iterator[tuple[str, int]]:
         ConfigError: pynetdicom is not installed, or the port or the certificates cannot be used.
     """
     ae, certificates = _entity(config), config.certificates
-    client = certificates.calling() if certificates else None
+    client = certificates.calling(named=False) if certificates else None
     commitment = Commitment(catalogue, config.addresses, client)
     handlers = _handlers(catalogue, commitment)
     contexts = _Shared(ae.supported_contexts)

@@ -123,11 +123,13 @@ class PassingError(QinjingError):
     Args:
         sentence: what happened.
         after_s: how long the server asks to wait.
+        away: whether it is not there, or says that it cannot do anything just now, so that waiting
+            is all that helps; an error of its own (500) may be about what it was sent.
     """
 
-    def __init__(self, sentence: str, after_s: float = 0.0) -> None:
+    def __init__(self, sentence: str, after_s: float = 0.0, *, away: bool = True) -> None:
         super().__init__(sentence)
-        self.after_s = after_s
+        self.after_s, self.away = after_s, away
 
 
 class Caller:
@@ -241,7 +243,7 @@ class Caller:
         if status in _LATER:
             after = response.headers.get("retry-after", "")
             seconds = float(after[:6]) if after.isascii() and after.isdigit() else 0.0
-            raise PassingError(f"{name} is busy: HTTP {status}", seconds)
+            raise PassingError(f"{name} is busy: HTTP {status}", seconds, away=status != 500)
         if not 200 <= status < 300:  # a redirection would carry our login to another place
             raise RefusedError(name, status, response.headers.get("warning", ""))
         if response.headers.get("content-encoding", "identity") != "identity":

@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 import socket
+import ssl
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from qinjing.serve.peer import PassingError, Peer
 from qinjing.serve.settings import is_loopback
 
 _MOST_CONTEXTS = 128  # of one association, PS3.8, 9.3.2.2
+_FOR_NOW = 2  # of a rejection: PS3.8, table 9-21
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, with a remark: PS3.4, table B.2-1
 
 
@@ -62,6 +64,8 @@ class Destination:
         Raises:
             ConfigError: the text is of another form, or a node far away has no TLS.
         """
+        if plain and "@" not in text:
+            raise ConfigError("--plain", "given with AET@HOST:PORT", text)
         if text.startswith(("https://", "http://")):
             return Peer(text, login, ca)
         found = re.fullmatch(r"([\x21-\x7e]{1,16})@([^@\s]+):(\d{1,5})", text)
@@ -71,7 +75,11 @@ class Destination:
                 rule = "given together, our certificate with its key and who signed theirs"
                 raise ConfigError("--login and --ca", rule, "one", where=text)
             certificates = Certificates(login, None, ca) if login and ca else None
-            if certificates is None and not plain and not is_loopback(host):
+            if certificates is not None:
+                certificates.calling()  # now, rather than when the first study is to go out
+                if plain:
+                    raise ConfigError("--plain", "given without --login and --ca", "both")
+            elif not plain and not is_loopback(host):
                 raise ConfigError(
                     "destination", "sent to over TLS, unless it is on this machine", text,
                     advice="give --login and --ca, or --plain where the network is the hospital's "
@@ -153,13 +161,16 @@ def _send(files: Sequence[Path], destination: Destination) -> int:
         part = named[start : start + _MOST_CONTEXTS]
         for sop_class, syntax in part:
             ae.add_requested_context(UID(sop_class), UID(syntax))
-        association = ae.associate(
-            destination.host, destination.port, ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)],
-            tls_args=(context, destination.host) if context else None,
-        )  # fmt: skip
+        try:
+            association = ae.associate(
+                destination.host, destination.port, ae_title=destination.ae_title,
+                evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)],
+                tls_args=(context, destination.host) if context else None,
+            )  # fmt: skip
+        except OSError:  # nobody knows the host's name just now
+            raise PassingError(f"{destination.ae_title} is not found") from None
         if not association.is_established:
-            raise PassingError(f"{destination.ae_title} does not answer, or lets nobody in")
+            raise _not_let_in(association, destination, context)
         try:
             for kind in part:
                 for file in kinds[kind]:
@@ -168,6 +179,28 @@ def _send(files: Sequence[Path], destination: Destination) -> int:
         finally:
             association.release()
     return sent
+
+
+def _not_let_in(
+    association: Any, destination: Destination, context: ssl.SSLContext | None
+) -> QinjingError:
+    """Why there is no association: who is away comes back, who does not want us must be asked."""
+    title = destination.ae_title
+    if association.is_rejected:
+        said = association.acceptor.primitive
+        if said.result == _FOR_NOW:
+            return PassingError(f"{title} lets nobody in just now")
+        return QinjingError(f"{title} does not let {destination.calling} in")
+    try:  # pynetdicom says alike that nobody is there and that somebody broke off
+        with socket.create_connection((destination.host, destination.port), 10) as plain:
+            if context is not None:
+                context.wrap_socket(plain, server_hostname=destination.host).close()
+    except ssl.SSLError as error:
+        why = getattr(error, "verify_message", "") or error.reason or "another protocol"
+        return QinjingError(f"{title} and we do not believe each other's certificates: {why}")
+    except OSError:
+        return PassingError(f"{title} does not answer")
+    return QinjingError(f"{title} takes no such instances, or breaks off")
 
 
 def _at_once(event: Any) -> None:

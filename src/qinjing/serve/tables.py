@@ -60,7 +60,7 @@ def job_table() -> Table:
     )  # fmt: skip
     Index("job_due", table.c.state, table.c.due)
     # With all that a list asks of a study, so that the rows, results and all, are not read.
-    Index("job_study", table.c.study, table.c.kind, table.c.revision, table.c.state)
+    Index("job_of_study", table.c.study, table.c.kind, table.c.revision, table.c.state)
     return table
 
 

@@ -8,6 +8,8 @@ the archive is away, is not made again: it waits until the archive is back.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import secrets
@@ -20,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qinjing.config import read_json, write_json
-from qinjing.errors import ConfigError, InputError, QinjingError, UnavailableError
+from qinjing.config import write_json
+from qinjing.errors import ConfigError, InputError, QinjingError
 from qinjing.serve.catalogue import Catalogue
-from qinjing.serve.jobs import LEASE_S, Job, Queue
+from qinjing.serve.jobs import AWAY_S, LEASE_S, Job, Queue
 from qinjing.serve.peer import PassingError
 from qinjing.serve.send import Place, send
 
@@ -85,7 +87,7 @@ def work(
         catalogue: whose queue it is.
         config: what to do.
         ended: set it to stop after the job at hand.
-        tell: told of each job and what became of it: "done", "failed", "lost".
+        tell: told of each job and what became of it: "done", "waiting", "failed", "lost".
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     count = 0
@@ -108,19 +110,27 @@ def _do(job: Job, catalogue: Catalogue, config: WorkConfig) -> str:
     with _held(job, queue, config.lease_s):
         try:
             result = KINDS[job.kind](job, catalogue, config)
-        except (UnavailableError, PassingError) as error:  # comes back, and so does the job
+        except PassingError as error:
+            if job.reason != str(error):  # a line for each change, not for each minute
+                LOG.warning("job %d, %s: %s", job.job_id, job.kind, error)
+            away_s = max(AWAY_S, error.after_s) if error.away else 0.0
+            return queue.failed(job, str(error), away_s=away_s)
+        except ConfigError as error:  # how this worker was started, or its database: not the study
             LOG.warning("job %d, %s: %s", job.job_id, job.kind, error)
-            return "failed" if queue.failed(job, str(error), away=True) else "lost"
+            return queue.failed(job, str(error))
         except InputError as error:  # the study's fault: as much at the next attempt
             LOG.warning("job %d, %s: refused", job.job_id, job.kind)
-            return "failed" if queue.failed(job, str(error), again=False) else "lost"
+            return queue.failed(job, str(error), again=False)
         except Exception as error:
             said = isinstance(error, QinjingError)
             reason = str(error) if said else f"a failure of ours: {type(error).__name__}"
             # Never a traceback: values of DICOM elements stand in messages of libraries.
             LOG.error("job %d, %s, attempt %d: %s", job.job_id, job.kind, job.attempts, reason)
-            return "failed" if queue.failed(job, reason) else "lost"
-        return "done" if queue.done(job, result) else "lost"
+            return queue.failed(job, reason)
+        if not queue.done(job, result):
+            return "lost"
+        (_out(catalogue, job) / _WAITING).unlink(missing_ok=True)
+        return "done"
 
 
 @contextmanager
@@ -231,27 +241,54 @@ def _sent(
     job: Job, catalogue: Catalogue, config: WorkConfig, make: Callable[[Path], _Made]
 ) -> Mapping[str, Any]:
     """Make what a job makes, unless an attempt before this one did, and send it."""
-    out = made_at(catalogue, job.study_instance_uid, job.kind)
-    # By the same models of the same class: what may be said now may be less than it was.
-    by = [[model.name, model.product_class] for model in config.models]
-    told = read_json(out / _WAITING) if (out / _WAITING).is_file() else {}
-    if (told.get("revision"), told.get("by")) != (job.revision, by):
+    out = _out(catalogue, job)
+    made = _made_before(out, by := _by(job, config))
+    if made is None:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True, mode=0o700)
-        files, result = make(out)
-        names = [str(file.relative_to(out)) for file in files]
-        told = {"revision": job.revision, "by": by, "files": names, "result": result}
-        write_json(out / _WAITING, told)
-    files = [out / name for name in told["files"]]
-    sent = send(files, config.destination) if config.destination and files else 0
-    (out / _WAITING).unlink()
-    return {**told["result"], "sent": sent}
+        made = make(out)
+        names = [str(file.relative_to(out)) for file in made[0]]
+        write_json(out / _WAITING, {"by": by, "files": names, "result": made[1]})
+    files, result = made
+    try:
+        sent = send(files, config.destination) if config.destination and files else 0
+    except PassingError:
+        raise
+    except Exception:  # what was not taken may be made better the next time
+        (out / _WAITING).unlink(missing_ok=True)
+        raise
+    return {**result, "sent": sent}
+
+
+def _by(job: Job, config: WorkConfig) -> str:
+    """A digest of all that decides what is made of a study: another makes it anew."""
+    from qinjing import __version__
+    from qinjing.export.dicom import maker_of
+
+    parts = [job.revision, sorted(config.keep), config.secret, __version__]
+    parts += [(maker_of(model.run).version, model.declared) for model in config.models]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _made_before(out: Path, by: str) -> _Made | None:
+    """What an attempt before made in the same way and could not send; None where it did not."""
+    try:
+        told = json.loads((out / _WAITING).read_bytes())
+        files = [out / name for name in told["files"]]
+        fits = told["by"] == by and all(file.is_file() for file in files)
+        return (files, told["result"]) if fits else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def made_at(catalogue: Catalogue, study_instance_uid: str, kind: str) -> Path:
     """Return the folder of what a job of this kind makes of a study."""
     name = catalogue.place(study_instance_uid).name
     return catalogue.folder / "made" / name[:2] / name / kind
+
+
+def _out(catalogue: Catalogue, job: Job) -> Path:
+    return made_at(catalogue, job.study_instance_uid, job.kind)
 
 
 KINDS: dict[str, Callable[[Job, Catalogue, WorkConfig], Mapping[str, Any]]] = {

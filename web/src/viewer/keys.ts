@@ -24,6 +24,7 @@ function acted(event: KeyboardEvent, acts: Acts): boolean {
   const panes = acts.panes();
   const main = panes[0];
   const step = (axis: number, by: number) => { main?.step(axis, event.shiftKey ? 10 * by : by); };
+  const turn = (about: number, up: number) => panes.filter((one) => one.turn(about, up)).length > 0;
   switch (event.key) {
     case "?": showKeys(acts.keys()); return true;
     case "ArrowUp": step(2, 1); return true;
@@ -34,8 +35,8 @@ function acted(event: KeyboardEvent, acts: Acts): boolean {
     case "PageDown": step(1, -1); return true;
     case "+": case "=": for (const one of panes) one.zoom(1.2); return true;
     case "-": case "−": for (const one of panes) one.zoom(1 / 1.2); return true;
-    case "t": case "T": for (const one of panes) one.turn(event.shiftKey ? -15 : 15, 0); return true;
-    case "y": case "Y": for (const one of panes) one.turn(0, event.shiftKey ? -15 : 15); return true;
+    case "t": case "T": return turn(event.shiftKey ? -15 : 15, 0);
+    case "y": case "Y": return turn(0, event.shiftKey ? -15 : 15);
     case "w": case "W": nextWindow(panes); acts.drawn(); return true;
     case "v": case "V": acts.nextView(); return true;
     case ",": setOpacity(panes, opacityNow() - 0.1); return true;

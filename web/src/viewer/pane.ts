@@ -135,8 +135,10 @@ export class Pane {
     if (this.solid) this.still = window.setTimeout(act, STILL_MS);
   }
 
-  turn(about: number, up: number): void {
+  // Turns 3-D; false where there is none.
+  turn(about: number, up: number): boolean {
     this.solid?.turn(about, up);
+    return this.solid !== null;
   }
 
   private layOut(): void {

@@ -5,6 +5,9 @@ import { table } from "../colours";
 import type { Triple } from "../rest";
 
 export class Solid {
+  private asked: [number, number] = [0, 0];
+  private frame = 0;
+
   private constructor(private readonly nv: Niivue, readonly canvas: HTMLCanvasElement) {}
 
   static async make(
@@ -49,14 +52,20 @@ export class Solid {
     this.nv.drawScene();
   }
 
-  // Degrees about the head's axis, and up or down.
+  // Degrees about the head's axis, and up or down; a key that is held turns it once a picture.
   turn(about: number, up: number): void {
-    const { renderAzimuth, renderElevation } = this.nv.scene;
-    const raised = Math.max(-90, Math.min(90, renderElevation + up));
-    this.nv.setRenderAzimuthElevation((renderAzimuth + about + 360) % 360, raised);
+    this.asked[0] += about;
+    this.asked[1] += up;
+    this.frame ||= requestAnimationFrame(() => {
+      const { renderAzimuth, renderElevation } = this.nv.scene;
+      const raised = Math.max(-90, Math.min(90, renderElevation + this.asked[1]));
+      this.nv.setRenderAzimuthElevation((renderAzimuth + this.asked[0] + 360) % 360, raised);
+      [this.frame, this.asked] = [0, [0, 0]];
+    });
   }
 
   close(): void {
+    cancelAnimationFrame(this.frame);
     this.nv.cleanup();
     this.nv.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }

@@ -75,13 +75,13 @@ function head(key: Key, word: string): HTMLElement {
 }
 
 function why(row: rest.Study): string {
-  return row.jobs.filter((one) => one.state === "failed" && one.reason)
+  return row.jobs.filter((one) => one.state !== "done" && one.reason)
     .map((one) => `${one.kind}: ${one.reason}`).join("\n");
 }
 
 function line(row: rest.Study): HTMLElement {
   const address = `/study#${row.study}`;
-  const failed = why(row);
+  const reasons = why(row);
   const tick = el("input", {
     type: "checkbox", "aria-label": say("chooseStudy", personName(row.patient_name) || row.patient_id),
     on: { change: (event: Event) => {
@@ -108,7 +108,7 @@ function line(row: rest.Study): HTMLElement {
     el("td", { class: "number" }, say("imagesOf", row.images, row.segmentations, row.instances)),
     el("td", { class: "when" }, moment(row.received)),
     el("td", {}, el("span", { class: `state ${row.state}` }, say.of("studyStates", row.state)),
-      failed ? el("details", {}, el("summary", {}, say("why")), el("p", { class: "hint" }, failed),
+      reasons ? el("details", {}, el("summary", {}, say("why")), el("p", { class: "hint" }, reasons),
         may("admin") ? button("again", () => again(row.study), { class: "small" }) : null) : null));
 }
 

@@ -43,7 +43,7 @@ function watchIdle() {
 // nobody looks at has none.
 export function closeDialog() {
   $("dialog").close();
-  $("dialogBody").replaceChildren();
+  for (const part of ["dialogTitle", "dialogBody", "dialogError"]) $(part).replaceChildren();
 }
 
 function signedOut() {
