@@ -26,6 +26,7 @@ import SimpleITK as itk
 import torch
 
 from qinjing.config import write_json
+from qinjing.data.case import Case
 from qinjing.data.layouts import open_dataset
 from qinjing.data.nifti import read_nifti
 from qinjing.engine.checkpoint import save_model
@@ -35,6 +36,7 @@ from qinjing.serve.catalogue import Catalogue, open_catalogue
 from qinjing.serve.drawn import About
 from qinjing.tasks.planning import measure
 from qinjing.tasks.predict import Segmenter
+from qinjing.tasks.select import doubter
 from tests.serve import clinics
 from tests.serve.clinics import fill
 from tests.serve.conftest import Service
@@ -155,6 +157,24 @@ def test_a_reader_works_through_his_images(
     with pytest.raises(client_class().MONAILabelClientException) as refused:
         client.next_sample("lucky", {})
     assert refused.value.status_code == 404
+
+
+def test_the_page_too_gives_what_a_model_is_least_sure_of(
+    catalogue: Catalogue, clinic: Service, model: ServedModel
+) -> None:
+    look = doubter(model.run)
+
+    def doubt(image: str) -> float:
+        return float(look(Case(image, "", (catalogue.images.volume(image),)))[0])
+
+    images = sorted((one.image_id for one in catalogue.images.all()), key=doubt)
+    assert doubt(images[-1]) > doubt(images[0])
+    client = clinic.client("admin", name="Chief")
+    asked = {"name": "Organs", "labels": {"1": "core"}, "images": images, "readers": ["Chief"]}
+    route = f"/api/projects/{client.post('/api/projects', json=asked).json()['project']}/next"
+    assert client.get(route).json() == {"image": images[0]}
+    assert client.get(f"{route}?look=true").json() == {"image": images[-1]}
+    assert client.get(route).json() == {"image": images[-1]}  # it stays known
 
 
 def test_slicer_fetches_the_next_image_without_a_token(

@@ -162,8 +162,9 @@ export const makeProject = (about: {
   name: string; labels: Record<string, string>; images: string[]; readers: string[];
   target_kappa: number;
 }): Promise<Project> => call("POST", "/api/projects", about);
-export const next = async (id: string): Promise<string | null> =>
-  (await call("GET", `/api/projects/${id}/next`)).image;
+// `look`: a model may look at more images first, so that the next ones are told in a better order.
+export const next = async (id: string, look = false): Promise<string | null> =>
+  (await call("GET", `/api/projects/${id}/next${look ? "?look=true" : ""}`)).image;
 
 const inProject = (project: string, image: string) => `/api/projects/${project}/images/${image}`;
 export const proposals = async (project: string, image: string): Promise<Segmentation[]> =>

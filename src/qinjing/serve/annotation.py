@@ -24,9 +24,11 @@ from qinjing.data.nifti import read_header, read_nifti, write_nifti
 from qinjing.errors import InputError
 from qinjing.serve.auth import Token, person_of
 from qinjing.serve.clinic import GZIP, audit_of, images_of, needs, seen_image, sends
+from qinjing.serve.doubts import Doubts
 from qinjing.serve.drawn import Image, Segmentation, StaleError
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Images
+from qinjing.serve.labelling.desk import desk
 from qinjing.serve.projects import TARGET_KAPPA, Project, Projects
 from qinjing.serve.session import Who
 from qinjing.serve.settings import ServeConfig
@@ -166,8 +168,14 @@ def change_readers(
 
 
 @router.get("/projects/{project}/next")
-def next_image(project: ProjectId, who: Who, request: Request) -> dict[str, Any]:
-    """Tell which image to label next: of those that fewest have labelled, the first."""
+def next_image(
+    project: ProjectId, who: Who, request: Request, look: bool = False
+) -> dict[str, Any]:
+    """Tell which image to label next: of those that fewest have labelled, the least sure one.
+
+    That is the one of which a served model is least sure, of those that it has looked at; where it
+    has looked at none, the first. `look` lets it look at more, which takes a while.
+    """
     found = _project(request, who, project)
     by_image = _by_image(request, project)
     left = [
@@ -175,7 +183,18 @@ def next_image(project: ProjectId, who: Who, request: Request) -> dict[str, Any]
         for image_id in found.images
         if not any(_is_own(one, who) and one.state == "submitted" for one in by_image[image_id])
     ]
-    return {"image": min(left, key=lambda one: _submissions(by_image[one]), default=None)}
+    fewest = min((_submissions(by_image[one]) for one in left), default=0)
+    among = [
+        image
+        for one in left
+        if _submissions(by_image[one]) == fewest and (image := images_of(request).get(one))
+    ]
+    doubts: Doubts = request.app.state.doubts
+    if look:
+        with desk(request).turn():
+            doubts.look(among)
+    sure = {image.image_id: -1.0 if (it := doubts.of(image)) is None else it for image in among}
+    return {"image": max(sure, key=lambda one: sure[one], default=None)}
 
 
 @router.get(_OWN, response_class=Response, responses=sends(GZIP))

@@ -101,12 +101,14 @@ def _add_clinic(app: FastAPI, folder: Path) -> None:
     from qinjing.serve import annotation, clicking, clinic, deciding
     from qinjing.serve.audit import Audit
     from qinjing.serve.catalogue import open_catalogue
+    from qinjing.serve.doubts import Doubts
     from qinjing.serve.labelling import routes as labelling
 
     catalogue = open_catalogue(folder, app.state.config.catalogue)
     app.state.catalogue, app.state.images = catalogue, catalogue.images
     app.state.projects, app.state.audit = catalogue.projects, Audit(folder)
     app.state.models = app.state.config.served
+    app.state.doubts = Doubts(app.state.models, catalogue.images)
     app.include_router(clinic.router)
     app.include_router(annotation.router)
     app.include_router(deciding.router)

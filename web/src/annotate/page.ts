@@ -338,6 +338,7 @@ async function begin(): Promise<void> {
   drawBar();
   drawPlace();
   $("caseTitle")?.focus();
+  void rest.next(project, true).catch(() => null); // meanwhile, so that what comes next is known
 }
 
 export const page: Page = {

@@ -62,7 +62,6 @@ class Desk:
         folder: of trainings and sessions.
         trainings: see there.
         handed: (token id, image id) → when that was told as the next one.
-        doubts: (model, image id) → how unsure a model is of an image.
         values: (segmentation id, version) → the label values that it holds.
         sessions: id → session.
         lock: held for each look at these.
@@ -71,7 +70,6 @@ class Desk:
     folder: Path
     trainings: Trainings
     handed: dict[tuple[str, str], float] = field(default_factory=dict)
-    doubts: dict[tuple[str, str], float] = field(default_factory=dict)
     values: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)

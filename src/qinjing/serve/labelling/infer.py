@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,11 +21,11 @@ from fastapi.responses import FileResponse
 from qinjing.data.case import Case
 from qinjing.data.layouts.discover import label_values
 from qinjing.data.nifti import read_nifti
-from qinjing.errors import InputError
 from qinjing.report.declared import ServedModel
 from qinjing.report.product_class import must_be_confirmed
 from qinjing.serve.audit import Audit
 from qinjing.serve.auth import Token
+from qinjing.serve.doubts import Doubts
 from qinjing.serve.drawn import Image
 from qinjing.serve.guard import Refusal
 from qinjing.serve.labelling import data
@@ -43,7 +41,6 @@ STRATEGIES = {
     "uncertainty": "the image of which a model is least sure, of those that it has looked at",
 }
 _MOST_CLICKS = 500
-_LOOKING_S = 20.0  # for how long a model looks at more images, before it says which is next
 _BYTES = "application/octet-stream"
 Params = Annotated[str, Form(max_length=1_000_000)]
 
@@ -241,47 +238,19 @@ def _dicom_seg(
 
 
 def _least_sure(request: Request, left: Sequence[Image]) -> tuple[Image, float]:
-    """The image of which its model is least sure; a request looks at some more, and all are kept.
+    """The image of which its model is least sure; a request looks at some more.
 
     Raises:
         Refusal: 404, no model is for any of them.
     """
-    fitting = {
-        one.image_id: model
-        for model in reversed(data.models_of(request).values())
-        for one in left
-        if one.modality in ("", model.declared.modality)
-    }
-    here, images = desk(request), data.images_of(request)
-    with here.turn():
-        start = time.monotonic()
-        for image_id, model in fitting.items():
-            if (model.name, image_id) in here.doubts:
-                continue
-            if time.monotonic() - start > _LOOKING_S:
-                break
-            case = Case(image_id, "", (images.volume(image_id),))
-            try:
-                doubt = float(_doubter(model.run)(case)[0])
-            except InputError:
-                doubt = -1.0
-            here.doubts[model.name, image_id] = doubt
-    known = [
-        (here.doubts[its.name, one.image_id], one)
-        for one in left
-        if (its := fitting.get(one.image_id)) and (its.name, one.image_id) in here.doubts
-    ]
+    doubts: Doubts = request.app.state.doubts
+    with desk(request).turn():
+        doubts.look(left)
+    known = [(doubt, one) for one in left if (doubt := doubts.of(one)) is not None]
     if not known:
         raise Refusal(404, "strategy", "strategy must be one that a served model can follow")
     doubt, chosen = max(known, key=lambda pair: pair[0])
     return chosen, round(doubt, 5)
-
-
-@lru_cache(maxsize=1)
-def _doubter(run: Path) -> Callable[[Case], np.ndarray]:
-    from qinjing.tasks.select import doubter
-
-    return doubter(run)
 
 
 def _file(made: Path) -> Response:
