@@ -24,7 +24,6 @@ from qinjing.data.nifti import read_header, read_nifti, write_nifti
 from qinjing.errors import InputError
 from qinjing.serve.auth import Token, person_of
 from qinjing.serve.clinic import GZIP, audit_of, images_of, needs, seen_image, sends
-from qinjing.serve.doubts import Doubts
 from qinjing.serve.drawn import Image, Segmentation, StaleError
 from qinjing.serve.guard import Refusal
 from qinjing.serve.images import Images
@@ -184,17 +183,13 @@ def next_image(
         if not any(_is_own(one, who) and one.state == "submitted" for one in by_image[image_id])
     ]
     fewest = min((_submissions(by_image[one]) for one in left), default=0)
-    among = [
-        image
-        for one in left
-        if _submissions(by_image[one]) == fewest and (image := images_of(request).get(one))
-    ]
-    doubts: Doubts = request.app.state.doubts
+    among = [one for one in left if _submissions(by_image[one]) == fewest]
+    here, doubts = images_of(request).some(among), request.app.state.doubts
+    shown = [here[one] for one in among if one in here]
     if look:
         with desk(request).turn():
-            doubts.look(among)
-    sure = {image.image_id: -1.0 if (it := doubts.of(image)) is None else it for image in among}
-    return {"image": max(sure, key=lambda one: sure[one], default=None)}
+            doubts.look(shown)
+    return {"image": doubts.first(shown)}
 
 
 @router.get(_OWN, response_class=Response, responses=sends(GZIP))

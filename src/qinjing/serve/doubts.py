@@ -57,6 +57,12 @@ class Doubts:
                 doubt = -1.0
             self._known[model.name, image.image_id] = doubt
 
+    def first(self, among: Sequence[Image]) -> str | None:
+        """Return the id of what is to be labelled first; where nobody looked, of the first."""
+        known = [(one.image_id, self.of(one)) for one in among]
+        found = max(known, key=lambda one: -1.0 if one[1] is None else one[1], default=(None,))
+        return found[0]
+
     def _model(self, image: Image) -> ServedModel | None:
         fitting = (m for m in self.models if image.modality in ("", m.declared.modality))
         return next(fitting, None)
