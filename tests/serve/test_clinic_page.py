@@ -138,6 +138,10 @@ def place(browser: Browser) -> list[int]:
 
 def findings(browser: Browser) -> list[str]:
     """What axe finds serious on the page as it stands."""
+    # Halfway from one theme to the other a button's letters are hard to read, for 120 ms.
+    browser.until(
+        "Promise.all(document.getAnimations().map((one) => one.finished)).then(() => true)"
+    )
     browser.run(AXE.read_text(encoding="utf-8") + "; 0")
     told = browser.run(
         "axe.run(document, {resultTypes: ['violations']}).then((all) => JSON.stringify("
