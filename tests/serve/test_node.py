@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from qinjing.serve.node import NodeConfig, described, node
 from qinjing.serve.peer import PassingError
 from qinjing.serve.send import Destination, send
 from qinjing.serve.work import WorkConfig, work
+from tests.clinic.orthanc import free_port
 from tests.serve.conftest import signed_by_itself
 from tests.serve.dicom import content, instance
 
@@ -196,7 +196,7 @@ def test_a_complete_study_is_sent_on_without_its_patient(
         catalogue.keep(described(file), file)
     clock.now += 10
     catalogue.queue_quiet(5, ["deidentify"])
-    port = _free_port()
+    port = free_port()
     with _archive(port) as got:
         destination = Destination.parse(f"ARCHIVE@127.0.0.1:{port}")
         config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=destination)
@@ -221,7 +221,7 @@ def test_an_archive_may_be_away_for_as_long_as_it_likes(
     catalogue.keep(described(file), file)
     clock.now += 10
     catalogue.queue_quiet(5, ["deidentify"])
-    port = _free_port()
+    port = free_port()
     there = Destination("ARCHIVE", "127.0.0.1", port)
     config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=there)
     made: list[Path] = []
@@ -250,12 +250,6 @@ def test_an_archive_may_be_away_for_as_long_as_it_likes(
     assert job.result["sent"] == len(got) == 1
     assert len(made) == 1  # what waited was not made again
     assert not list(made[0].glob("*.json"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -288,7 +282,7 @@ def test_results_go_out_over_tls(certificate: tuple[Path, Path], tmp_path: Path)
     both = _both(tmp_path / "both.pem", certificate)
     file = tmp_path / "one.dcm"
     file.write_bytes(content(instance(1, 0)))
-    port = _free_port()
+    port = free_port()
     text = f"ARCHIVE@127.0.0.1:{port}"
     with _archive(port, Certificates(cert, key, cert)) as got:
         place = Destination.parse(text, login=both, ca=cert)
@@ -308,7 +302,7 @@ def test_an_archive_is_believed_by_who_signed_it_and_by_its_address(
     file = tmp_path / "one.dcm"
     file.write_bytes(content(instance(1, 0)))
     other = signed_by_itself(tmp_path, "archive.hospital")
-    port = _free_port()
+    port = free_port()
     for theirs, believed in ((other, certificate[0]), (other, other[0])):
         ours = _both(tmp_path / "both.pem", certificate)
         with _archive(port, Certificates(*theirs, certificate[0])) as got:
@@ -321,7 +315,7 @@ def test_an_archive_is_believed_by_who_signed_it_and_by_its_address(
 def test_who_does_not_want_us_is_not_away(tmp_path: Path) -> None:
     file = tmp_path / "one.dcm"
     file.write_bytes(content(instance(1, 0)))
-    port = _free_port()
+    port = free_port()
     with _archive(port, name="ANOTHER") as got:
         for title, said in (("ARCHIVE", "does not let QINJING in"), ("ANOTHER", "no such")):
             if title == "ANOTHER":
@@ -341,7 +335,7 @@ def test_what_waits_is_made_anew_for_another_profile_or_where_it_is_damaged(
     catalogue.keep(described(file), file)
     clock.now += 10
     catalogue.queue_quiet(5, ["deidentify"])
-    port = _free_port()
+    port = free_port()
     there = Destination("ARCHIVE", "127.0.0.1", port)
 
     def attempt(**more: Any) -> str:
@@ -366,7 +360,7 @@ def test_what_waits_is_made_anew_for_another_profile_or_where_it_is_damaged(
 
 
 def test_who_waits_for_an_archive_holds_up_nobody(catalogue: Catalogue, clock: Clock) -> None:
-    away = Destination("ARCHIVE", "127.0.0.1", _free_port())
+    away = Destination("ARCHIVE", "127.0.0.1", free_port())
     config = WorkConfig(("deidentify",), secret=b"0123456789abcdef", destination=away)
     for study in (1, 2):
         file = content(instance(study, 0))
