@@ -319,6 +319,7 @@ def test_the_label_curve(dataset: Path, trunk: Path, tmp_path: Path) -> None:
         label_curve(replace(config, output=tmp_path / "other", trunk=all_seen))
 
 
+@pytest.mark.slow  # a minute; `test_selecting_cases` holds the choices themselves
 def test_the_label_curve_with_chosen_patients(dataset: Path, trunk: Path, tmp_path: Path) -> None:
     config = LabelCurveConfig(
         dataset, tmp_path / "curve", trunk, counts=(1, 2, 0), seeds=1, steps=2,
