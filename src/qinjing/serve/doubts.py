@@ -44,9 +44,10 @@ class Doubts:
     def look(self, among: Sequence[Image]) -> None:
         """Let the models look at more of these, no longer than `LOOKING_S` and one image."""
         start = time.monotonic()
-        for image in among:
-            model = self._model(image)
-            if model is None or (model.name, image.image_id) in self._known:
+        fitting = [(model, image) for image in among if (model := self._model(image))]
+        # Model by model: one network is in memory.
+        for model, image in sorted(fitting, key=lambda pair: self.models.index(pair[0])):
+            if (model.name, image.image_id) in self._known:
                 continue
             if time.monotonic() - start > LOOKING_S:
                 return
